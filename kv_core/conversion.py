@@ -1,0 +1,133 @@
+"""Writes safetensors files one tensor at a time, so that no more than one of them is in memory.
+
+The layout is the format's own: eight bytes with the header's length, the header as JSON, then the tensors' bytes in
+the header's order without holes. The safetensors library writes only what is in memory as a whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .detection import CheckpointError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
+FORMAT_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+TABLES = ("shared.weight", "relative_attention_bias.weight", "skip_embeddings.weight")
+
+
+def stored_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type a tensor gets in a conversion to `dtype` (None: its own)."""
+    if dtype is None:
+        return tensor.dtype
+    if dtype == torch.float8_e4m3fn and (tensor.dim() < 2 or name.endswith(TABLES)):
+        # Three bits of mantissa move a number by up to 6 %. Matrix products average that out; norms, biases, merges
+        # and looked-up rows do not, and they are too few to be worth it.
+        return tensor.dtype
+    return dtype
+
+
+def write_safetensors(
+    target: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], object] = lambda size: None,
+) -> None:
+    """Writes `tensors`, converted to `dtype` (None: as they are), to `target`, which appears only when it is complete.
+
+    `progress` is called with the number of bytes after every tensor. Raises CheckpointError when the disk is too
+    small or a value does not fit `dtype`, and OSError when writing fails; neither leaves anything behind.
+    """
+    dtypes = {name: stored_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
+    # Wide types first keep every tensor aligned to its own size, as the library's own files are.
+    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
+    header = _header(order, tensors, dtypes, metadata)
+    _check_space(target, len(header) + sum(tensors[name].numel() * dtypes[name].itemsize for name in order))
+    with appearing(target) as partial:
+        with partial.open("wb") as file:
+            file.write(header)
+            for name in order:
+                data = _bytes(name, tensors[name], dtypes[name])
+                file.write(data)
+                progress(len(data))
+            file.flush()
+            os.fsync(file.fileno())
+        with safe_open(partial, "pt"):
+            pass  # opening checks the header and that the file is as long as it says
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A path beside `target`, a file or a folder to fill, that takes its name when the block ends without an error.
+
+    It is `target` with `.partial` appended: what a killed run left there, the next one removes.
+    """
+    partial = target.with_name(target.name + ".partial")
+    _remove(partial)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        _remove(partial)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _header(order, tensors, dtypes, metadata):
+    entries, start = {"__metadata__": dict(metadata)}, 0
+    for name in order:
+        end = start + tensors[name].numel() * dtypes[name].itemsize
+        entries[name] = {
+            "dtype": FORMAT_NAMES[dtypes[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end],
+        }  # fmt: skip
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _check_space(target, needed):
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{target.name} needs {needed / 2**30:.2f} GiB in {target.parent}, where {free / 2**30:.2f} GiB are free; "
+            f"make room, choose another folder or a smaller type."
+        )
+
+
+def _bytes(name, tensor, dtype):
+    """The raw bytes of a tensor in `dtype`; a tensor already in it is not copied."""
+    if tensor.dtype != dtype:
+        tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats know no arithmetic
+        low, high = tensor.aminmax()
+        # Casting would turn what does not fit into infinities or NaN; `not <=` also catches a NaN.
+        if not max(-low, high) <= torch.finfo(dtype).max:
+            raise CheckpointError(
+                f"Tensor {name} holds values that {str(dtype).removeprefix('torch.')} cannot represent; "
+                f"convert to bfloat16 or float32."
+            )
+        tensor = tensor.to(dtype)
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,175 @@
+"""The sampling loops and the whole pipeline against the published implementation's numbers."""
+
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+
+from kv_core.diffusion import SeededNoise
+from kv_core.interpolation_unet import InterpolationUNet
+from kv_core.keyframe_unet import KeyframeUNet
+from kv_core.operations import TorchOperations
+from kv_core.pipeline import KandinskyVideoPipeline, motion_score
+from kv_core.text_encoder import Tokens
+from tests.core.test_movq import build as build_movq
+from tests.core.test_text_encoder import build as build_text_model
+from tests.recipe import fill, golden, null_embedding
+
+PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
+
+
+class GoldenNoise:
+    """One stage's noise out of a golden file, in the layouts our stages sample in."""
+
+    def __init__(self, dtype, initial, steps, augmentation=None):
+        self.dtype, self.initials, self.steps, self.augmentations = dtype, initial, steps, augmentation
+
+    def _layout(self, noise):
+        return rearrange(noise, "t c h w -> 1 c t h w").to(self.dtype)
+
+    def initial(self, shape):
+        noise = self._layout(self.initials)
+        assert noise.shape == shape
+        return noise
+
+    def step(self, index, sample):
+        return self._layout(self.steps[index])
+
+    def augmentation(self, shape):
+        return self.augmentations.reshape(shape)
+
+
+def build_pipeline(dtype, tokens=None, stages=()):
+    """A pipeline with the goldens' weights; `stages` is the noise of its sampling stages, in order."""
+    loops, case = golden("loops")
+    keyframe = KeyframeUNet(**case["keyframe_config"], operations=TorchOperations, dtype=dtype)
+    interpolation = InterpolationUNet(**case["interpolation_config"], operations=TorchOperations, dtype=dtype)
+    stages = iter(stages)
+    return KandinskyVideoPipeline(
+        build_text_model(dtype),
+        lambda text: tokens,
+        (fill(keyframe, "keyframe_unet"), null_embedding("keyframe_unet")),
+        (fill(interpolation, "interpolation_unet_default"), null_embedding("interpolation_unet_default")),
+        build_movq(golden("image_movq")[1], "image_movq", dtype),
+        build_movq(golden("video_movq_default")[1], "video_movq_default", dtype),
+        noise=lambda seed: next(stages),
+    )
+
+
+@pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
+@torch.no_grad()
+def test_first_frame_loop(dtype, tolerance):
+    tensors, case = golden("loops")
+    noise = GoldenNoise(dtype, tensors["first_frame.initial_noise"], tensors["first_frame.step_noise"])
+    texts = (tensors["context"], tensors["context_mask"]), None
+    out = build_pipeline(dtype, stages=[noise]).first_frame(texts, 128, 128, case["guidance"]["first_frame"], 50, 0)
+    torch.testing.assert_close(out[:, :, 0].float(), tensors["first_frame.out"], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
+@torch.no_grad()
+def test_keyframe_loop(dtype, tolerance):
+    tensors, case = golden("loops")
+    noise = GoldenNoise(dtype, *(tensors[f"keyframes.{name}_noise"] for name in ("initial", "step", "augmentation")))
+    texts = (tensors["context"], tensors["context_mask"]), None
+    first_frame = tensors["keyframes.first_frame"][None, :, None].to(dtype)
+    out = build_pipeline(dtype, stages=[noise]).keyframes(
+        texts, first_frame, case["motion_score"], case["noise_augmentation"], case["guidance"]["text"],
+        case["guidance"]["image"], 50, 0, count=case["num_frames"],
+    )  # fmt: skip
+    expected = rearrange(tensors["keyframes.out"], "t c h w -> 1 c t h w")
+    torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
+@pytest.mark.parametrize("skip_frames", [3, 1])
+@torch.no_grad()
+def test_interpolation_loop(skip_frames, dtype, tolerance):
+    tensors, case = golden("loops")
+    part = f"interpolation_skip{skip_frames}"
+    noise = GoldenNoise(dtype, tensors[f"{part}.initial_noise"], tensors[f"{part}.step_noise"])
+    texts = (tensors["context"], tensors["context_mask"]), None
+    keyframes = rearrange(tensors[f"{part}.key_frames"], "t c h w -> 1 c t h w").to(dtype)
+    out = build_pipeline(dtype, stages=[noise]).interpolate(
+        texts, keyframes, skip_frames, case["guidance"]["interpolation"], 10, 0
+    )
+    assert torch.equal(out[:, :, ::4], keyframes)
+    new = torch.stack([out[0, :, i::4] for i in (1, 2, 3)])  # frame c g h w
+    expected = rearrange(tensors[f"{part}.out"], "g (f c) h w -> f c g h w", f=3)
+    torch.testing.assert_close(new.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["t2v_low", "t2v_medium", "t2v_high", "i2v_medium"])
+def test_pipeline(name, monkeypatch):
+    tensors, case = golden("pipeline")
+    stages = []
+    for i in range(4):
+        if f"{name}.initial_noise.{i}" in tensors:
+            stages.append(GoldenNoise(
+                torch.float64, tensors[f"{name}.initial_noise.{i}"], tensors[f"{name}.step_noise.{i}"],
+                tensors[f"{name}.augmentation_noise"],
+            ))  # fmt: skip
+    pipe = build_pipeline(torch.float64, Tokens(tensors["input_ids"], tensors["attention_mask"], False), stages)
+    seen = {}
+    for stage in ("decode_image", "decode_video"):
+        method = getattr(pipe, stage)
+        monkeypatch.setattr(pipe, stage, lambda latent, stage=stage, method=method: seen.setdefault(
+            stage, (latent, method(latent)))[1])  # fmt: skip
+    frames = pipe(
+        "",
+        image=Image.fromarray(tensors["i2v.image"].numpy()) if name.startswith("i2v") else None,
+        width=case["width"],
+        height=case["height"],
+        fps=case["cases"][name]["fps"],
+        motion=case["cases"][name]["motion"],
+        key_frame_guidance_scale=case["guidance"]["first_frame"],
+        guidance_weight_prompt=case["guidance"]["text"],
+        guidance_weight_image=case["guidance"]["image"],
+        interpolation_guidance_scale=case["guidance"]["interpolation"],
+        noise_augmentation=case["noise_augmentation"],
+        keyframes=case["num_frames"],
+    )
+    if name.startswith("t2v"):
+        assert seen["decode_image"][1].tobytes() == tensors[f"{name}.first_frame"].numpy().tobytes()
+    latents = rearrange(seen["decode_video"][0][0], "c t h w -> t c h w")
+    torch.testing.assert_close(latents.float(), tensors[f"{name}.latents"], atol=1e-5, rtol=1e-5)
+    ours = seen["decode_video"][1].int()
+    difference = (ours - tensors[f"{name}.frames"].int()).abs()
+    assert difference.max() <= 1 and difference.count_nonzero() <= difference.numel() / 1000
+    assert [frame.tobytes() for frame in frames] == [frame.numpy().tobytes() for frame in seen["decode_video"][1]]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"width": 100}, "100x512, expected multiples of 64"),
+    ({"height": 0}, "512x0, expected multiples of 64"),
+    ({"fps": "fast"}, "'fast', expected one of low, medium, high"),
+])  # fmt: skip
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_pipeline(torch.float32)("a cat", **arguments)
+
+
+def test_unknown_motion_warns_and_means_medium(caplog):
+    assert [motion_score(name) for name in ("low", "medium", "high", "extreme")] == [1, 10, 50, 100]
+    assert not caplog.records
+    assert motion_score("normal") == 10
+    assert "expected one of low, medium, high, extreme" in caplog.text
+
+
+def test_progress_can_cancel_and_nan_is_named():
+    tensors, _ = golden("loops")
+    texts = (tensors["context"], tensors["context_mask"]), None
+    pipe = build_pipeline(torch.float32)
+    pipe.noise = SeededNoise
+    seen = []
+
+    def stop(stage, step, steps):
+        seen.append((stage, step, steps))
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.first_frame(texts, 64, 64, 1.0, 5, 0, progress=stop)
+    assert seen == [("first frame", step, 5) for step in range(3)]
+    with pytest.raises(ValueError, match="first frame ended in NaN"):
+        pipe.first_frame(texts, 64, 64, float("nan"), 2, 0)
