@@ -1,0 +1,34 @@
+"""The nodes: thin, each `execute` says what a stage does; what it takes to do it in ComfyUI is in host/."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .first_frame import FirstFrame
+from .host import files
+from .interpolation import Interpolate
+from .keyframes import Keyframes
+from .latents import FromLatent, ToLatent
+from .loaders import MoVQLoader, TemporalMoVQLoader, TextEncoderLoader, UNetLoader
+from .movq import DecodeImage, DecodeVideo, EncodeImage
+from .text import TextEncode
+
+
+class KandinskyVideoExtension(ComfyExtension):
+    async def on_load(self):
+        files.add_model_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            UNetLoader,
+            TextEncoderLoader,
+            MoVQLoader,
+            TemporalMoVQLoader,
+            TextEncode,
+            FirstFrame,
+            EncodeImage,
+            DecodeImage,
+            Keyframes,
+            Interpolate,
+            DecodeVideo,
+            ToLatent,
+            FromLatent,
+        ]

@@ -1,0 +1,54 @@
+"""Which model files the loaders offer, and where they are."""
+
+import re
+from pathlib import Path
+
+import folder_paths
+
+CATEGORIES = ("diffusion_models", "vae", "text_encoders")
+PACK = Path(__file__).parents[2]
+
+# One Hugging Face folder holds its weights in one such file, or in several with an index beside them.
+_FOLDER_WEIGHTS = re.compile(r"(?P<folder>.+)/(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
+
+
+def add_model_folders():
+    """Adds `<pack>/models/<category>`, where the tiny demonstration models lie, to the host's search paths."""
+    for category in CATEGORIES:
+        folder_paths.add_model_folder_path(category, str(PACK / "models" / category))
+
+
+def names(category):
+    """Names for a loader's list, relative to the category's folders, with "/" on every system.
+
+    A Hugging Face folder is listed as itself, not as the files in it. Reads only the host's cached list: schemas are
+    built often.
+    """
+    found = set()
+    for name in folder_paths.get_filename_list(category):
+        name = name.replace("\\", "/")
+        weights = _FOLDER_WEIGHTS.fullmatch(name) if category == "text_encoders" else None
+        found.add(weights["folder"] if weights else name)
+    return sorted(found)
+
+
+def choices(category, preferred):
+    """Options and default of a loader's list: the tiny model `preferred` where it is there, else the first."""
+    options = names(category)
+    return {"options": options, "default": preferred if preferred in options else None}
+
+
+def check(category, name, expected):
+    """True where `name` (None while it comes over a link) can be loaded, else one sentence that says what to do."""
+    if name is None or name in names(category):
+        return True
+    return f"'{name}' is not in ComfyUI's models/{category} folder: put {expected} there and choose it in this node."
+
+
+def path(category, name):
+    """The full path of a file or folder in the list; raises FileNotFoundError where it is gone."""
+    if name in names(category):
+        for root in folder_paths.get_folder_paths(category):
+            if (found := Path(root, name)).exists():
+                return str(found)
+    raise FileNotFoundError(f"'{name}' is no longer in ComfyUI's models/{category} folder: choose another file.")

@@ -1,0 +1,35 @@
+"""How many bytes of activations a stage needs at its widest layer, so that the host can make room for them.
+
+The factors were counted, not timed: the full-size networks ran on the meta device, where nothing is computed, while the
+bytes of all tensors alive were added up after every operation (attention by its output alone, as fused kernels need no
+more). WORKSPACE covers what such a count does not see: the kernels' scratch memory and fragmentation.
+"""
+
+WORKSPACE = 1.25
+
+
+def unet(rows, height, width, model_channels, dtype):
+    """Either U-Net on `rows` frames or gaps (of all branches in a call) of `height` x `width` latent pixels.
+
+    Counted at 384 model channels, going up at the outermost level: 5250 numbers a latent pixel for keyframes (3 x 12
+    and 3 x 4 frames) and first frames, 5310 for interpolation (2 x 11 and 2 x 44 gaps): 13.8 times the model channels.
+    """
+    return rows * height * width * 13.8 * model_channels * dtype.itemsize * WORKSPACE
+
+
+def movq_encode(height, width, ch, dtype):
+    """A MoVQ encoding one image of `height` x `width` pixels: counted five maps of `ch` channels at that size."""
+    return height * width * 5 * ch * dtype.itemsize * WORKSPACE
+
+
+def movq_decode(frames, height, width, ch, dtype):
+    """A MoVQ decoding one chunk of frames to `height` x `width` pixels: counted five maps of 2 `ch` channels.
+
+    The image decoder and the video decoder (chunks of 1, 4 and 5 frames) need the same a frame.
+    """
+    return frames * height * width * 10 * ch * dtype.itemsize * WORKSPACE
+
+
+def text_encode(tokens, d_model, d_ff, vocabulary):
+    """The T5 encoder in float32: four maps of `d_ff` channels, and its largest weight cast from a smaller type."""
+    return (tokens * 4 * d_ff + max(vocabulary, d_ff) * d_model) * 4 * WORKSPACE

@@ -1,0 +1,259 @@
+"""The two U-Nets as native MODELs of the host, so that its LoRA, caching, previews and offload work on them.
+
+Beside text and mask, a branch of the guidance carries these keys in its conditioning:
+keyframe U-Net: `kv_mode` ("image" or "video"), `kv_condition` `[1, 5, F, h, w]` (condition latent and mask; none:
+zeros), `kv_motion_score` and `kv_noise_augmentation` (int or `[1, F]`);
+interpolation U-Net: `kv_neighbours` `[1, 8, G, h, w]` (left and right frame of every gap; none: zeros, and no
+temporal layer acts), `kv_skip_frames` (int).
+"""
+
+import comfy.conds
+import comfy.context_windows
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...kv_core import checkpoints, diffusion, frames
+from ...kv_core.interpolation_unet import InterpolationUNet
+from ...kv_core.keyframe_unet import KeyframeUNet
+from . import memory
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+DEFAULT_MOTION_SCORE = 10
+DEFAULT_NOISE_AUGMENTATION = 20
+
+
+def attention(q, k, v, heads, mask=None, options=None):
+    """kv_core's attention call by the host's chosen kernel; `options` are the host's transformer_options."""
+    # The host's 8-bit kernels do not reliably honour a mask.
+    return optimized_attention(
+        q, k, v, heads, mask=mask, low_precision_attention=mask is None, transformer_options=options or {}
+    )
+
+
+def operations(weight_dtype, compute_dtype, device, attention=attention):
+    """The host's layers for these types, with the attention call kv_core looks for among them."""
+    picked = comfy.ops.pick_operations(weight_dtype, compute_dtype, load_device=device)
+    return type("KandinskyOperations", (picked,), {"attention": staticmethod(attention)})
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete):
+    """The published schedule in the host's terms: sigma = sqrt((1 - abar) / abar) at every training step."""
+
+    # abar is exactly 0 at the last step; the host's samplers need a finite sigma there (this one is 4096).
+    FLOOR = 2.0**-24
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.sigma_data = 1.0
+        self.num_timesteps = diffusion.TRAINING_STEPS
+        abar = diffusion.alphas_cumprod().double().clamp(min=self.FLOOR)
+        self.set_sigmas(((1 - abar) / abar).sqrt())
+
+
+class Epsilon(ModelSampling, comfy.model_sampling.EPS):
+    pass
+
+
+class Velocity(ModelSampling, comfy.model_sampling.V_PREDICTION):
+    def calculate_denoised(self, sigma, model_output, model_input):
+        """As the host's, but exact at the last step, where there is no signal at all and x0 = -v."""
+        denoised = super().calculate_denoised(sigma, model_output, model_input)
+        sigma = comfy.model_sampling.reshape_sigma(sigma, model_output.ndim)
+        return torch.where(sigma < self.sigma_max.to(sigma), denoised, -model_output)
+
+
+class KeyframeLatentFormat(comfy.latent_formats.LatentFormat):
+    """Latents of the image MoVQ `[1, 4, F, h, w]`, unscaled. Previews show the middle keyframe."""
+
+    latent_channels = 4
+    latent_dimensions = 3
+    # By hand, not fitted: enough to see shapes and motion, not true colours.
+    latent_rgb_factors = [[0.30, 0.30, 0.30], [0.20, -0.05, -0.20], [-0.05, 0.15, -0.20], [-0.15, -0.15, -0.15]]
+
+    def latent_rgb_factors_reshape(self, x0):
+        return x0[:, :, x0.shape[2] // 2]
+
+
+class InterpolationLatentFormat(KeyframeLatentFormat):
+    """The three frames of every gap `[1, 12, G, h, w]`, frame-major. Previews show the middle one of the middle gap."""
+
+    latent_channels = 12
+
+    def latent_rgb_factors_reshape(self, x0):
+        return x0[:, 4:8, x0.shape[2] // 2]
+
+
+class KeyframeConfig(comfy.supported_models_base.BASE):
+    unet_extra_config = {}
+    latent_format = KeyframeLatentFormat
+
+
+class InterpolationConfig(KeyframeConfig):
+    latent_format = InterpolationLatentFormat
+
+
+class HostUNet:
+    """Mixed into kv_core's U-Nets: the call as the host makes it, open to its wrappers (EasyCache is one)."""
+
+    def __init__(self, *, dtype, **arguments):
+        super().__init__(dtype=dtype, **arguments)
+        self.dtype = dtype
+
+    def forward(self, x, timesteps, context=None, control=None, transformer_options={}, **conditions):  # noqa: B006
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x, timesteps, context, control, transformer_options, **conditions
+        )
+
+
+class HostKeyframeUNet(HostUNet, KeyframeUNet):
+    def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
+        return KeyframeUNet.forward(self, x, timesteps, context, options=transformer_options, **conditions)
+
+
+class HostInterpolationUNet(HostUNet, InterpolationUNet):
+    def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
+        predicted, neighbours = x.split([12, 8], dim=1)  # the host puts conditions behind the sample
+        x = frames.between(neighbours, predicted)
+        return InterpolationUNet.forward(self, x, timesteps, context, options=transformer_options, **conditions)
+
+
+class VideoModel(comfy.model_base.BaseModel):
+    """What both models share: text that is never padded by repetition, the null embedding, the memory estimate."""
+
+    def __init__(self, config, prediction, unet, sampling, null_embedding, model_channels):
+        super().__init__(config, prediction, unet_model=unet)
+        self.model_sampling = sampling()
+        self.null_embedding = null_embedding
+        self.model_channels = model_channels
+
+    def extra_conds(self, **kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            raise ValueError("Kandinsky Video's U-Nets need text from Encode Text (Flan-UL2), but got another encoder's.")
+        # The mask stays an integer: the host casts other types to the compute type.
+        return {
+            "c_crossattn": comfy.conds.CONDRegular(kwargs["cross_attn"]),
+            "context_mask": comfy.conds.CONDRegular(mask.long()),
+        }
+
+    def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006
+        branches, _, rows, height, width = input_shape
+        return memory.unet(branches * rows, height, width, self.model_channels, self.get_dtype_inference())
+
+
+class KeyframeModel(VideoModel):
+    """Draws first frames and keyframes, latents `[1, 4, F, h, w]`."""
+
+    def extra_conds(self, **kwargs):
+        noise, device = kwargs["noise"], kwargs["device"]
+        count = noise.shape[2]
+        condition = kwargs.get("kv_condition")
+        if condition is None:
+            condition = torch.zeros_like(noise[:1, :1]).expand(-1, 5, -1, -1, -1)
+
+        def per_frame(key, default):
+            value = kwargs.get(key, default)
+            return comfy.conds.CONDRegular(torch.as_tensor(value, dtype=torch.long, device=device).expand(1, count))
+
+        return super().extra_conds(**kwargs) | {
+            "c_concat": comfy.conds.CONDNoiseShape(condition.to(device)),
+            "mode": comfy.conds.CONDConstant(kwargs.get("kv_mode", "image" if count == 1 else "video")),
+            "motion_score": per_frame("kv_motion_score", DEFAULT_MOTION_SCORE),
+            "noise_augmentation": per_frame("kv_noise_augmentation", DEFAULT_NOISE_AUGMENTATION),
+        }
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):  # noqa: B006
+        if cond_key in ("motion_score", "noise_augmentation"):
+            return comfy.context_windows.slice_cond(
+                cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
+            )
+        return None
+
+
+class InterpolationModel(VideoModel):
+    """Predicts the three frames in every gap, latents `[1, 12, G, h, w]`."""
+
+    def extra_conds(self, **kwargs):
+        noise, device = kwargs["noise"], kwargs["device"]
+        neighbours = kwargs.get("kv_neighbours")
+        conditional = neighbours is not None
+        if not conditional:
+            neighbours = torch.zeros_like(noise[:1, :8])
+
+        def number(value):
+            return comfy.conds.CONDRegular(torch.tensor([value], device=device))
+
+        return super().extra_conds(**kwargs) | {
+            "c_concat": comfy.conds.CONDNoiseShape(neighbours.to(device)),
+            "temporal_mask": number(int(conditional)),
+            "skip_frames": number(kwargs.get("kv_skip_frames", 1)),
+            "perturbation_time": number(0),
+        }
+
+
+_PARTS = {
+    "keyframe_unet": (KeyframeModel, KeyframeConfig, HostKeyframeUNet, comfy.model_base.ModelType.EPS, Epsilon),
+    "interpolation_unet": (
+        InterpolationModel,
+        InterpolationConfig,
+        HostInterpolationUNet,
+        comfy.model_base.ModelType.V_PREDICTION,
+        Velocity,
+    ),
+}
+
+
+def load_unet(path, weight_dtype="default", disable_dynamic=False):
+    """Loads either U-Net, told apart by its tensors, as a ModelPatcher.
+
+    `weight_dtype`: a name from WEIGHT_DTYPES; "default" leaves it to the host. Raises checkpoints.CheckpointError.
+    """
+    checkpoint = checkpoints.open_checkpoint(path, expect=tuple(_PARTS))
+    state_dict = checkpoint.state_dict()
+    model_class, config_class, unet, prediction, sampling = _PARTS[checkpoint.part]
+    load_device = comfy.model_management.get_torch_device()
+    config = config_class(checkpoint.config)
+    stored = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        load_device,
+        model_params=comfy.utils.calculate_parameters(state_dict),
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(state_dict),
+    )
+    compute = comfy.model_management.unet_manual_cast(stored, load_device, config.supported_inference_dtypes)
+    config.set_inference_dtype(stored, compute)
+    config.custom_operations = operations(stored, compute, load_device)
+    channels = checkpoint.config.get("model_channels", 384)
+    model = model_class(config, prediction, unet, sampling, checkpoint.null_embedding, channels)
+    patcher = make_patcher(
+        model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic=disable_dynamic
+    )
+    model.diffusion_model.load_state_dict(state_dict, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_unet, (path, weight_dtype))
+    return patcher
+
+
+def make_patcher(module, load_device, offload_device, disable_dynamic=False):
+    """Puts a module whose weights are about to be loaded under the host's memory management."""
+    # Which class CoreModelPatcher is depends on the host's flags, so it is read at the time of the call.
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    if not comfy.model_management.is_device_cpu(offload_device):
+        module.to(offload_device)
+    return patcher_class(module, load_device=load_device, offload_device=offload_device)

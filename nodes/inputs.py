@@ -1,0 +1,52 @@
+"""Inputs that the sampling nodes and the image nodes share, each worded once."""
+
+from comfy_api.latest import io
+
+
+def model_input(which):
+    return io.Model.Input("model", tooltip=f"The {which} U-Net from Load U-Net.")
+
+
+def positive_input():
+    return io.Conditioning.Input("positive", tooltip="The prompt, from Encode Text (Flan-UL2).")
+
+
+def negative_input():
+    return io.Conditioning.Input(
+        "negative",
+        optional=True,
+        tooltip="What to steer away from, from Encode Text (Flan-UL2). Left open, the U-Net's own null embedding is "
+        "used, as published.",
+    )
+
+
+def size_input(id, default, tooltip):
+    return io.Int.Input(id, default=default, min=64, max=4096, step=64, tooltip=tooltip)
+
+
+def seed_input():
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="All of this node's noise comes from it, 0 to 2^64 - 1, drawn on the CPU: the same seed gives the same "
+        "result on every device.",
+    )
+
+
+def steps_input(default):
+    return io.Int.Input(
+        "steps",
+        default=default,
+        min=1,
+        max=1000,
+        tooltip=f"Denoising steps, 1 to 1000; {default} as published. Time grows in proportion.",
+    )
+
+
+def guidance_input(id, default, effect):
+    return io.Float.Input(
+        id, default=default, min=0.0, max=30.0, step=0.1, tooltip=f"{effect}. 0 to 30, published {default}."
+    )

@@ -1,0 +1,61 @@
+"""The third stage: three new frames in every gap, as often as wanted."""
+
+from comfy_api.latest import io
+
+from ..kv_core.diffusion import SeededNoise
+from ..kv_core.interpolation_unet import SKIP_FRAMES
+from . import sockets
+from .host import sampling
+from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
+
+# As published: 3 between keyframes, 1 between frames that were interpolated already.
+AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
+
+
+class Interpolate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KandinskyVideoInterpolate",
+            display_name="Interpolate Frames (U-Net3D)",
+            category="Kandinsky Video",
+            description=(
+                "Puts three new frames between every two: k frames become 4k - 3, the given ones unchanged. Chain two "
+                "of these for the published high frame rate: 12, 45, 177 frames."
+            ),
+            search_aliases=["kandinsky", "frame interpolation", "smooth", "morph", "in-between"],
+            inputs=[
+                model_input("interpolation"),
+                positive_input(),
+                io.MultiType.Input(
+                    "samples",
+                    [sockets.KeyframeLatent, sockets.VideoLatent],
+                    tooltip="Keyframes from Sample Keyframes, or a video from this node; at least 2 frames.",
+                ),
+                io.Combo.Input(
+                    "skip_frames",
+                    options=["auto", *map(str, range(SKIP_FRAMES))],
+                    default="auto",
+                    tooltip="How many frames the U-Net takes the gaps to leave out, 0 to 19. auto is as published: 3 "
+                    "for keyframes, 1 for a video that was interpolated before.",
+                ),
+                guidance_input("guidance", 0.5, "How strongly new frames follow prompt and neighbours; 0: no guidance"),
+                steps_input(10),
+                seed_input(),
+                negative_input(),
+            ],
+            outputs=[
+                sockets.VideoLatent.Output(
+                    "video", tooltip="All frames in order, latent [1, 4, 4F - 3, h, w], for Decode Video or this node."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None) -> io.NodeOutput:
+        frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
+        skip = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
+        video = sampling.sample_interpolation(
+            model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed)
+        )
+        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1))

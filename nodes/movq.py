@@ -1,0 +1,126 @@
+"""Between pictures and latents."""
+
+import torch
+from comfy_api.latest import io
+from einops import rearrange
+
+from ..kv_core import images
+from ..kv_core.frames import CLIP_SECONDS
+from . import sockets
+from .inputs import size_input
+
+EIGHT_BIT = "8 times the latent's height and width, values k / 255 rounded down as published"
+
+
+class EncodeImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KandinskyVideoEncodeImage",
+            display_name="Encode Image (MoVQ)",
+            category="Kandinsky Video",
+            description=(
+                "Makes a picture a first frame: shrinks it until it just covers the video's size, crops its centre "
+                "(black where it is smaller, it is never enlarged) and encodes it."
+            ),
+            search_aliases=["kandinsky", "vae encode", "image to latent", "first frame"],
+            inputs=[
+                sockets.MoVQ.Input("movq", tooltip="The image MoVQ from Load MoVQ."),
+                io.Image.Input("image", tooltip="One picture of any size; transparency is dropped."),
+                size_input("width", 512, "Width of the video in pixels, a multiple of 64."),
+                size_input("height", 512, "Height of the video in pixels, a multiple of 64."),
+            ],
+            outputs=[
+                sockets.FrameLatent.Output(
+                    "first_frame",
+                    tooltip="The picture's latent [1, 4, 1, height / 8, width / 8], for Sample Keyframes.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, movq, image, width, height) -> io.NodeOutput:
+        pixels = images.to_pixels(images.fit(to_picture(image), width, height))
+        return io.NodeOutput(sockets.latent("frame", movq.encode(pixels)[:, :, None]))
+
+
+class DecodeImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KandinskyVideoDecodeImage",
+            display_name="Decode Image (MoVQ)",
+            category="Kandinsky Video",
+            description="Decodes a first frame, or every frame of keyframes or a video by itself, to images.",
+            search_aliases=["kandinsky", "vae decode", "latent to image", "preview"],
+            inputs=[
+                sockets.MoVQ.Input("movq", tooltip="The image MoVQ from Load MoVQ."),
+                io.MultiType.Input(
+                    "samples",
+                    list(sockets.LATENTS.values()),
+                    tooltip="A first frame, keyframes or a video; Decode Video gives steadier videos.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip=f"One image a frame, {EIGHT_BIT}."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, movq, samples) -> io.NodeOutput:
+        frames = rearrange(sockets.samples_of(samples, *sockets.LATENTS), "1 c f h w -> f c h w")
+        return io.NodeOutput(to_images(movq.decode_images(frames)))
+
+
+class DecodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KandinskyVideoDecodeVideo",
+            display_name="Decode Video (temporal MoVQ)",
+            category="Kandinsky Video",
+            description=(
+                "Decodes keyframes or a video to frames, about four together so that they agree. Connect both outputs "
+                "to Create Video: the clip lasts 5.5 seconds whatever its number of frames, as published."
+            ),
+            search_aliases=["kandinsky", "vae decode", "latent to video", "frame rate"],
+            inputs=[
+                sockets.VideoMoVQ.Input("video_movq", tooltip="The temporal MoVQ from Load Temporal MoVQ."),
+                io.MultiType.Input(
+                    "samples",
+                    [sockets.KeyframeLatent, sockets.VideoLatent],
+                    tooltip="Keyframes from Sample Keyframes or a video from Interpolate Frames.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip=f"The frames in order, {EIGHT_BIT}."),
+                io.Float.Output(
+                    "frame_rate", tooltip="Frames a second that make the clip last 5.5 seconds, for Create Video's fps."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, video_movq, samples) -> io.NodeOutput:
+        frames = rearrange(sockets.samples_of(samples, "keyframes", "video"), "1 c f h w -> f c h w")
+        return io.NodeOutput(to_images(video_movq.decode_video(frames)), len(frames) / CLIP_SECONDS)
+
+
+def to_picture(image):
+    """The host's IMAGE `[1, H, W, 1 to 4]` in [0, 1] -> a Pillow image, 8 bits exact."""
+    if len(image) != 1:
+        raise ValueError(f"Encode Image takes one picture, but got {len(image)}: pick one with ImageFromBatch.")
+    rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
+    return images.to_images((rgb * 255).round().clamp(0, 255).to(torch.uint8))[0]
+
+
+def to_images(chunks):
+    """Chunks of pixels `[b, 3, H, W]` -> the host's IMAGE `[frames, H, W, 3]`, whose values are k / 255."""
+    frames = torch.cat([images.to_bytes(finite(pixels)) for pixels in chunks])
+    return frames.float() / 255
+
+
+def finite(pixels):
+    if not torch.isfinite(pixels).all():
+        raise ValueError("The MoVQ gave NaN or infinite numbers: load it with weight dtype bf16 or fp32 and run again.")
+    return pixels
