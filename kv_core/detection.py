@@ -110,8 +110,8 @@ def check_complete(detected: Detected, shapes: Mapping[str, tuple], name: str = 
         expected = _expected_shapes(detected)
     except (ValueError, ArithmeticError, RuntimeError):  # say, a width that MoVQ's 32 norm groups do not divide
         raise CheckpointError(
-            f"{name} looks like {PARTS[detected.part][0]}, but no such model has its sizes; it is damaged or of another "
-            f"version, so download or convert it again."
+            f"{name} looks like {PARTS[detected.part][0]}, but no such model has its sizes; it is damaged or of "
+            f"another version, so download or convert it again."
         ) from None
     found = {tensor: tuple(shapes[in_file]) for tensor, in_file in detected.tensors.items()}
     counts = {
@@ -278,6 +278,6 @@ def _check_divisible(shape, config):
         width = next((s[0] // rows for t, s in shape.items() if t.endswith(suffix) and s[0] // rows % divisor), None)
         if width:
             raise CheckpointError(
-                f"has layers {width} wide, which {size} {divisor} does not divide; the published value holds unless the "
-                f"file's '{METADATA_KEY}' metadata states another."
+                f"has layers of {width} channels, which {size} {divisor} does not divide; the published value "
+                f"holds unless the file's '{METADATA_KEY}' metadata states another."
             )

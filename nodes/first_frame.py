@@ -23,8 +23,8 @@ class FirstFrame(io.ComfyNode):
             inputs=[
                 model_input("keyframe"),
                 positive_input(),
-                size_input("width", 1024, "Width of the picture in pixels, multiple of 64; twice the video's."),
-                size_input("height", 1024, "Height of the picture in pixels, multiple of 64; twice the video's."),
+                size_input("width", 1024, "picture, twice the video's,"),
+                size_input("height", 1024, "picture, twice the video's,"),
                 seed_input(),
                 steps_input(50),
                 guidance_input("guidance", 5.0, "How strongly the picture follows the prompt; 0: no guidance"),

@@ -20,8 +20,11 @@ def negative_input():
     )
 
 
-def size_input(id, default, tooltip):
-    return io.Int.Input(id, default=default, min=64, max=4096, step=64, tooltip=tooltip)
+def size_input(id, default, which):
+    return io.Int.Input(
+        id, default=default, min=64, max=4096, step=64,
+        tooltip=f"{id.capitalize()} of the {which} in pixels: a multiple of 64, from 64 to 4096.",
+    )  # fmt: skip
 
 
 def seed_input():

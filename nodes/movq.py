@@ -27,13 +27,12 @@ class EncodeImage(io.ComfyNode):
             inputs=[
                 sockets.MoVQ.Input("movq", tooltip="The image MoVQ from Load MoVQ."),
                 io.Image.Input("image", tooltip="One picture of any size; transparency is dropped."),
-                size_input("width", 512, "Width of the video in pixels, a multiple of 64."),
-                size_input("height", 512, "Height of the video in pixels, a multiple of 64."),
+                size_input("width", 512, "video"),
+                size_input("height", 512, "video"),
             ],
             outputs=[
                 sockets.FrameLatent.Output(
-                    "first_frame",
-                    tooltip="The picture's latent [1, 4, 1, height / 8, width / 8], for Sample Keyframes.",
+                    "frame", tooltip="The picture's latent [1, 4, 1, height / 8, width / 8], for Sample Keyframes."
                 ),
             ],
         )

@@ -147,16 +147,21 @@ class VideoModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         mask = kwargs.get("attention_mask")
         if mask is None:
-            raise ValueError("Kandinsky Video's U-Nets need text from Encode Text (Flan-UL2), but got another encoder's.")
+            raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
         # The mask stays an integer: the host casts other types to the compute type.
         return {
             "c_crossattn": comfy.conds.CONDRegular(kwargs["cross_attn"]),
             "context_mask": comfy.conds.CONDRegular(mask.long()),
         }
 
+    def extra_conds_shapes(self, **kwargs):
+        # When it loads a model the host counts on two branches; so that three are counted, each one shows up here.
+        return {"branch": [1]}
+
     def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006
-        branches, _, rows, height, width = input_shape
-        return memory.unet(branches * rows, height, width, self.model_channels, self.get_dtype_inference())
+        batch, _, rows, height, width = input_shape
+        batch = max(batch, len(cond_shapes.get("branch", ())))
+        return memory.unet(batch * rows, height, width, self.model_channels, self.get_dtype_inference())
 
 
 class KeyframeModel(VideoModel):
@@ -240,11 +245,9 @@ def load_unet(path, weight_dtype="default", disable_dynamic=False):
     compute = comfy.model_management.unet_manual_cast(stored, load_device, config.supported_inference_dtypes)
     config.set_inference_dtype(stored, compute)
     config.custom_operations = operations(stored, compute, load_device)
-    channels = checkpoint.config.get("model_channels", 384)
+    channels = checkpoint.config["model_channels"]
     model = model_class(config, prediction, unet, sampling, checkpoint.null_embedding, channels)
-    patcher = make_patcher(
-        model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic=disable_dynamic
-    )
+    patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic)
     model.diffusion_model.load_state_dict(state_dict, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_unet, (path, weight_dtype))
     return patcher

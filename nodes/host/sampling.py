@@ -8,6 +8,7 @@ import comfy.utils
 import latent_preview
 import node_helpers
 import torch
+from tqdm.auto import tqdm
 
 from ...kv_core import diffusion
 from ...kv_core.frames import first_frame_condition, interleave, neighbours
@@ -29,20 +30,20 @@ class DDPM(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        sampling = model_wrap.inner_model.model_sampling
-        timesteps = sampling.timestep(sigmas[:-1]).tolist()
-        scales = (1 + sigmas**2).sqrt()
-        sigma_at = {timestep: (sigma, scale) for timestep, sigma, scale in zip(timesteps, sigmas, scales)}
+        timesteps = model_wrap.inner_model.model_sampling.timestep(sigmas[:-1]).tolist()
+        sigma_at = dict(zip(timesteps, sigmas))
 
         def denoise(sample, timestep):
-            sigma, scale = sigma_at[timestep]
-            return model_wrap(sample * scale, sigma.expand(sample.shape[0]), **extra_args)
+            sigma = sigma_at[timestep]
+            return model_wrap(sample * (1 + sigma**2).sqrt(), sigma.expand(sample.shape[0]), **extra_args)
 
         def report(index, x0, sample):
+            bar.update()
             if callback is not None:
                 callback(index, x0.clamp(-1, 1), sample, len(timesteps))
 
-        return diffusion.sample_ddpm(denoise, noise, timesteps, self.noise.step, report)
+        with tqdm(total=len(timesteps), disable=disable_pbar) as bar:
+            return diffusion.sample_ddpm(denoise, noise, timesteps, self.noise.step, report)
 
 
 class ThreeBranchGuider(comfy.samplers.CFGGuider):
@@ -56,7 +57,9 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
         self.image = image
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        conds = [self.conds[name] for name in ("positive", "image", "negative")]
+        keep = model_options.get("disable_cfg1_optimization", False)
+        weights = {"positive": self.cfg, "image": self.image - self.cfg, "negative": 1 - self.image}
+        conds = [self.conds[name] if weight or keep else None for name, weight in weights.items()]
         out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
         shared = {"cond_scale": self.cfg, "sigma": timestep, "input": x, "model": self.inner_model,
                   "model_options": model_options}  # fmt: skip

@@ -1,0 +1,129 @@
+"""The memory estimates against what the full-size networks hold at their widest moment, counted on the meta device."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kv_core.interpolation_unet import InterpolationUNet
+from kv_core.keyframe_unet import KeyframeUNet
+from kv_core.movq import MoVQ
+from kv_core.operations import TorchOperations
+
+HALF = torch.float16
+
+
+class Operations(TorchOperations):
+    @staticmethod
+    def attention(q, k, v, heads, mask=None, options=None):
+        return torch.empty_like(q)  # fused kernels hold nothing else
+
+
+class PeakBytes(TorchDispatchMode):
+    """Adds up the bytes of all tensors that operations made and that are alive; `peak` is the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage):
+        if storage._cdata not in self.alive:
+            self.alive[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+            self.peak = max(self.peak, sum(self.alive.values()))
+
+
+def counted(run):
+    with PeakBytes() as bytes, torch.inference_mode():
+        run()
+    return bytes.peak
+
+
+def meta(*shape, dtype=HALF):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def text(branches):
+    return meta(branches, 50, 4096), meta(branches, 50, dtype=torch.long)
+
+
+FACTORY = {"operations": Operations, "dtype": HALF, "device": "meta"}
+
+
+def assert_fits(estimate, needed):
+    assert 1.1 * needed < estimate < 1.5 * needed
+
+
+@pytest.mark.parametrize("mode, branches, frames, height, width", [
+    ("video", 3, 12, 64, 64), ("video", 1, 4, 48, 80), ("image", 2, 1, 128, 128),
+])  # fmt: skip
+def test_keyframe_unet(adapters, mode, branches, frames, height, width):
+    unet = KeyframeUNet(**FACTORY)
+    number = meta(branches, 1, dtype=torch.float32)
+    needed = counted(lambda: unet(
+        meta(branches, 9, frames, height, width), number[:, 0], *text(branches), mode=mode,
+        motion_score=number, noise_augmentation=number,
+    ))  # fmt: skip
+    assert_fits(adapters.memory.unet(branches * frames, height, width, 384, HALF), needed)
+
+
+@pytest.mark.parametrize("branches, gaps", [(2, 11), (1, 44)])
+def test_interpolation_unet(adapters, branches, gaps):
+    unet = InterpolationUNet(**FACTORY)
+    number = meta(branches, dtype=torch.long)
+    needed = counted(lambda: unet(
+        meta(branches, 20, gaps, 64, 64), number, *text(branches), temporal_mask=number, skip_frames=number,
+        perturbation_time=number,
+    ))  # fmt: skip
+    assert_fits(adapters.memory.unet(branches * gaps, 64, 64, 384, HALF), needed)
+
+
+@pytest.mark.parametrize("temporal, frames", [(False, 1), (True, 4), (True, 5)])
+def test_movq(adapters, temporal, frames):
+    movq = MoVQ(temporal=temporal, **FACTORY)
+    encode = counted(lambda: movq.encode(meta(1, 3, 512, 640)))
+    decode = counted(lambda: movq.decode(meta(frames, 4, 64, 80)))
+    assert_fits(adapters.memory.movq_encode(512, 640, 256, HALF), encode)
+    assert_fits(adapters.memory.movq_decode(frames, 512, 640, 256, HALF), decode)
+
+
+def test_the_host_counts_every_branch(keyframe_model, interpolation_model, adapters):
+    import comfy.sampler_helpers
+
+    shape = (1, 4, 12, 64, 64)
+    conds = {name: [{}] for name in ("positive", "image", "negative")}
+    most, least = comfy.sampler_helpers.estimate_memory(keyframe_model, shape, conds)
+    one = adapters.memory.unet(12, 64, 64, 16, torch.float32)
+    assert (most, least) == (pytest.approx(3 * one), pytest.approx(one))
+    conds.pop("image")
+    most, _ = comfy.sampler_helpers.estimate_memory(interpolation_model, (1, 12, 11, 64, 64), conds)
+    assert most == pytest.approx(2 * adapters.memory.unet(11, 64, 64, 16, torch.float32))
+
+
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_room_is_asked_for(parts, adapters, monkeypatch, call):
+    import comfy.model_management
+
+    asked = []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda models, memory_required: asked.append(memory_required) or load(models, memory_required),
+    )
+    movq = parts.movq("image_movq")
+    with torch.inference_mode():
+        if call == "encode":
+            movq.encode(torch.zeros(1, 3, 64, 32))
+            assert asked == [adapters.memory.movq_encode(64, 32, 32, torch.float32)]
+        else:
+            list(movq.decode_images(torch.zeros(3, 4, 8, 4)))
+            assert asked == [adapters.memory.movq_decode(1, 64, 32, 32, torch.float32)]
