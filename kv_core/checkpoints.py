@@ -155,7 +155,7 @@ def _shards(index):
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(f"{index.name} does not say which files hold the weights; download it again.")
     # Only the name counts: a part lies beside its index, whatever path the index may give.
-    shards = [index.parent / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+    shards = [index.parent / name for name in sorted({Path(str(value)).name for value in weight_map.values()})]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise CheckpointError(

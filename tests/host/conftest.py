@@ -1,0 +1,85 @@
+"""Fixtures for tests that need ComfyUI: a real server with this pack, and the pack loaded in this process."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.host.golden_parts import (  # noqa: F401
+    adapters,
+    calls,
+    interpolation_model,
+    keyframe_model,
+    parts,
+    stages,
+)
+from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
+from tools.server import Server
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """The ComfyUI folder that the tests use."""
+    path = find_comfyui(os.environ.get("COMFYUI_PATH")) or CACHE / "ComfyUI"
+    if not is_comfyui(path):
+        pytest.fail("These tests need a ComfyUI: run `python3 tools/test.py`, which sets one up.", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
+    """A running server on the CPU, one for the whole session; `.client` talks to it, `.output` is where it saves."""
+    host = Host(comfyui, check_version(comfyui), Path(sys.executable))
+    with Server(host, tmp_path_factory.mktemp("server"), device="cpu") as running:
+        yield running
+
+
+@pytest.fixture
+def run_graph(server):
+    """Call with a graph in API format: runs it on the server, fails the test unless it succeeds, returns its Run."""
+
+    def run(graph, timeout=300):
+        done = server.client.run(graph, timeout=timeout)
+        assert done.status == "success", done.error
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui, tmp_path_factory):
+    """The pack's module, loaded in this process as ComfyUI loads it: by path, under a name that is not its folder's.
+
+    ComfyUI's folder goes to the front of sys.path, before this repository (which pytest put there): so `import nodes`
+    means ComfyUI's nodes.py, and the pack's own `nodes` is only ever reached as `kandinsky_video_pack.nodes`.
+    """
+    sys.path.insert(0, str(comfyui))
+    from comfy.cli_args import args
+
+    # Before anything reads them: the CPU, and no input, output or user folder inside ComfyUI.
+    args.cpu = True
+    args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
+
+    name = "kandinsky_video_pack"
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def pack_nodes(pack):
+    """Node id -> node class, as the pack's entry point lists them."""
+
+    async def load():
+        extension = await pack.comfy_entrypoint()
+        await extension.on_load()
+        return await extension.get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(load())}

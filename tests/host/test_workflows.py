@@ -1,0 +1,190 @@
+"""The workflows: every graph runs to its end and saves what it should; the editor's templates are built from them."""
+
+import io
+import json
+from itertools import combinations
+
+import av
+import pytest
+from PIL import Image
+
+from tools import screenshot, templates
+from tools.server import PACK
+
+NAMES = templates.names()
+
+# name -> frames, width and height of what it saves
+VIDEOS = {
+    "text-to-video-low": (12, 64, 64),
+    "text-to-video-medium": (45, 64, 64),
+    "text-to-video-high": (177, 64, 64),
+    "image-to-video": (45, 64, 64),
+    "morph": (17, 64, 64),
+    "compare-decoders": (45, 128, 64),
+}
+PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
+
+SETTINGS = {
+    "KandinskyVideoFirstFrame": {"width": 128, "height": 128, "steps": 50, "guidance": 5.0},
+    "KandinskyVideoKeyframes": {
+        "frames": 12, "noise_augmentation": 20, "text_guidance": 5.0, "image_guidance": 3.0, "steps": 50
+    },
+    "KandinskyVideoInterpolate": {"skip_frames": "auto", "guidance": 0.5, "steps": 10},
+    "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
+}  # fmt: skip
+FEWER_STEPS = {50: 4, 10: 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example(server):
+    """The picture that Load Image begins with, which ComfyUI brings in its own input folder."""
+    screenshot.draw_example(server.input / "example.png")
+
+
+@pytest.fixture(scope="module")
+def object_info(server):
+    return server.client.object_info()
+
+
+def quick(graph):
+    """The graph with fewer steps."""
+    for node in graph.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = FEWER_STEPS[node["inputs"]["steps"]]
+    return graph
+
+
+def check_video(content, frames, width, height):
+    with av.open(io.BytesIO(content)) as video:
+        assert "mp4" in video.format.name
+        stream = video.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert {(frame.width, frame.height) for frame in video.decode(stream)} == {(width, height)}
+        assert stream.frames == frames
+        assert float(stream.average_rate) == pytest.approx(frames / 5.5, abs=1e-3)
+        assert float(stream.duration * stream.time_base) == pytest.approx(5.5, abs=0.01)
+
+
+def saved(server, run, suffix):
+    return [server.client.download(file) for file in run.files() if file["filename"].endswith(suffix)]
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_video(server, run_graph, name):
+    run = run_graph(quick(templates.api_graph(name)))
+    [video] = saved(server, run, ".mp4")
+    check_video(video, *VIDEOS[name])
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(server, run_graph, name):
+    frames, width, height = PICTURES[name]
+    run = run_graph(quick(templates.api_graph(name)))
+    pictures = saved(server, run, ".png")
+    assert len(pictures) == frames
+    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(width, height)}
+
+
+@pytest.mark.slow
+def test_published_steps(server, run_graph):
+    run = run_graph(templates.api_graph("text-to-video-medium"), timeout=900)
+    steps = [most for pairs in run.progress().values() for _, most in pairs]
+    assert {10, 50} <= set(steps)
+    [video] = saved(server, run, ".mp4")
+    check_video(video, *VIDEOS["text-to-video-medium"])
+
+
+def test_every_workflow_is_expected():
+    assert set(NAMES) == VIDEOS.keys() | PICTURES.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_the_published_ones(name):
+    for node in templates.api_graph(name).values():
+        expected = SETTINGS.get(node["class_type"], {})
+        assert {setting: node["inputs"][setting] for setting in expected} == expected
+
+
+def test_the_server_offers_the_templates(server):
+    assert sorted(server.client.get("/api/workflow_templates")[PACK]) == NAMES
+    for name in NAMES:
+        assert server.client.get(f"/api/workflow_templates/{PACK}/{name}.json") == template(name)
+        thumbnail = server.client.request(f"/api/workflow_templates/{PACK}/{name}.jpg")
+        assert thumbnail == templates.path(name).with_suffix(".jpg").read_bytes()
+
+
+def template(name):
+    return json.loads(templates.path(name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_is_up_to_date(object_info, name):
+    built = templates.to_text(templates.build(name, object_info))
+    written = templates.path(name).read_text(encoding="utf-8")
+    assert written == built, "run `python tools/templates.py`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_fits_the_nodes(object_info, name):
+    for node in template(name)["nodes"]:
+        if node["type"] == "MarkdownNote":  # the editor's own
+            continue
+        sections = object_info[node["type"]]["input"]
+        known = sections.get("required", {}) | sections.get("optional", {})
+        values = iter(node["widgets_values"])
+        for slot in node["inputs"]:
+            if "widget" in slot:
+                _, options = templates.spec_of(known.get(slot["name"], ["dynamic"]))
+                check_value(next(values), known.get(slot["name"]))
+                if options.get("control_after_generate"):
+                    assert next(values) in ("fixed", "randomize")
+                if options.get("image_upload"):
+                    assert next(values) == "image"
+        assert list(values) == []
+
+
+def check_value(value, spec):
+    if spec is None:  # brought by the choice in a dynamic list
+        return
+    kind, options = templates.spec_of(spec)
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+    names = [choice["key"] if isinstance(choice, dict) else choice for choice in choices]
+    types = {"INT": int, "FLOAT": float, "BOOLEAN": bool}
+    assert value in names if names else isinstance(value, types.get(kind, str))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_links_meet_at_both_ends(name):
+    workflow = template(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, source, output, target, slot, kind in workflow["links"]:
+        assert number in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == number
+        assert set(kind.split(",")) & set(nodes[target]["inputs"][slot]["type"].split(","))
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == len(workflow["links"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overlaps(name):
+    workflow = template(name)
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    with_title = [(x, y - templates.TITLE, width, height + templates.TITLE) for x, y, width, height in boxes]
+    for items in (with_title, [group["bounding"] for group in workflow["groups"]]):
+        for (x, y, width, height), (left, top, wide, high) in combinations(items, 2):
+            assert x >= left + wide or left >= x + width or y >= top + high or top >= y + height
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnail(name):
+    path = templates.path(name).with_suffix(".jpg")
+    assert path.stat().st_size <= 150_000
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width == 1200
+        picture.load()
+
+
+def test_no_thumbnail_is_left_over():
+    assert sorted(path.stem for path in templates.WORKFLOWS.glob("*.jpg")) == NAMES
+    assert sorted(path.stem for path in templates.WORKFLOWS.glob("*.json")) == NAMES

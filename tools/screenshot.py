@@ -1,0 +1,120 @@
+"""Take a picture of every template in the editor, after it ran: `python tools/screenshot.py [names]`.
+
+Writes workflows/<name>.jpg, which the template browser shows, and docs/graph.jpg for the README. Needs Chromium; runs
+in ComfyUI's Python, which `python3 tools/host.py` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from PIL import Image, ImageDraw, ImageOps  # noqa: E402
+
+from tools import host, templates  # noqa: E402
+from tools.editor import Editor  # noqa: E402
+from tools.server import PACK, Server  # noqa: E402
+
+MARGIN = 40  # around the graph, in the editor's pixels
+TEMPLATE = {"width": 1200, "bytes": 150_000}
+README = {"width": 1800, "bytes": 300_000}
+README_NAME = "text-to-video-medium"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Takes a picture of each template in the editor.")
+    parser.add_argument("names", nargs="*", help="the templates' names (default: all)")
+    parser.add_argument("--as-opened", action="store_true", help="do not run the graphs first")
+    host.add_option(parser)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        server = templates.start_server(options.comfyui, Path(work))
+        with server:
+            draw_example(server.input / "example.png")
+            asyncio.run(take(server, options.names or templates.names(), not options.as_opened))
+    return 0
+
+
+def draw_example(path: Path) -> None:
+    """A sun over hills, in the place of the picture that ComfyUI's own input folder has under this name."""
+    sky = Image.linear_gradient("L").resize((768, 768))
+    picture = ImageOps.colorize(sky, "#3d6fb4", "#f6b26b")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((430, 250, 630, 450), fill="#fff2cc")
+    draw.ellipse((-300, 420, 560, 1200), fill="#38761d")
+    draw.ellipse((200, 500, 1100, 1300), fill="#6aa84f")
+    picture.save(path)
+
+
+async def take(server: Server, names: list[str], run: bool) -> None:
+    for name in names:
+        with host.step(name):
+            picture = await photograph(server.client.address, name, run)
+        write(picture, templates.path(name).with_suffix(".jpg"), **TEMPLATE)
+        if name == README_NAME:
+            write(picture, host.ROOT / "docs/graph.jpg", **README)
+
+
+async def photograph(address: str, name: str, run: bool) -> Image.Image:
+    """The whole graph and nothing else, one pixel of the picture for one of the graph."""
+    async with Editor(address) as editor:
+        await editor.open(name, PACK)
+        await editor.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+        if run:
+            await run_graph(editor)
+        left, top, right, bottom = await editor.evaluate(BOUNDS)
+        width, height = (round(side) + 2 * MARGIN for side in (right - left, bottom - top))
+        await editor.resize(width, height)
+        await asyncio.sleep(1)
+        await editor.evaluate(f"({PLACE})({MARGIN - left}, {MARGIN - top})")
+        await asyncio.sleep(2)
+        return Image.open(io.BytesIO(await editor.screenshot())).convert("RGB")
+
+
+BOUNDS = """(() => {
+    const items = [...app.rootGraph.nodes, ...app.rootGraph.groups].map(item => item.boundingRect ?? item._bounding)
+    const least = index => Math.min(...items.map(item => item[index]))
+    const most = index => Math.max(...items.map(item => item[index] + item[index + 2]))
+    return [least(0), least(1), most(0), most(1)]
+})()"""
+
+PLACE = """(x, y) => {
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [x, y]
+    app.canvas.setDirty(true, true)
+}"""
+
+RUN = """new Promise((resolve, reject) => {
+    app.api.addEventListener('execution_success', () => resolve(true))
+    app.api.addEventListener('execution_error', event => reject(new Error(event.detail.exception_message)))
+    app.queuePrompt(0)
+})"""
+
+
+async def run_graph(editor: Editor) -> None:
+    await editor.evaluate(f"window.finished = false, {RUN}.then(() => window.finished = true), true")
+    await editor.wait_for("window.finished", 900)
+    await asyncio.sleep(3)  # pictures and videos are fetched
+
+
+def write(picture: Image.Image, path: Path, width: int, bytes: int) -> None:
+    """A JPEG of this width, as good as the number of bytes allows."""
+    path.parent.mkdir(exist_ok=True)
+    height = round(picture.height * width / picture.width)
+    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    for quality in range(92, 40, -4):
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+        if buffer.tell() <= bytes:
+            break
+    path.write_bytes(buffer.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(host.guard(main))

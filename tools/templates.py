@@ -1,0 +1,314 @@
+"""Write the editor's templates, workflows/*.json, from the same graphs in API format: `python tools/templates.py`.
+
+workflows/api/*.json is what people edit. Beside class_type and inputs, each node's `_meta` says its title, the group it
+is drawn in and its column; nodes are listed in the order they run, and stand in that order below each other.
+workflows/notes/*.md holds what the note in each template says. What the editor needs besides, such as the order of
+widgets and the types of slots, comes from a running server. Runs in ComfyUI's Python, which `python3 tools/host.py`
+prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from tools import host  # noqa: E402
+
+WORKFLOWS = host.ROOT / "workflows"
+
+# What a widget can hold; inputs of every other type are slots.
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+
+# The editor's measures, in its own pixels.
+TITLE, ROW, WIDGET, EDGE = 30, 20, 24, 6
+WIDTH, NODE_GAP, COLUMN_GAP, GROUP_EDGE, GROUP_TITLE, GROUP_GAP = 330, 24, 90, 20, 50, 24
+NOTE_LINE, NOTE_CHARACTERS = 15, 58
+EXTRA_WIDTH = {"KandinskyVideoTextEncode": 60}
+EXTRA_HEIGHT = {
+    "KandinskyVideoTextEncode": 100, "LoadImage": 230, "PreviewImage": 230, "SaveImage": 230, "SaveVideo": 330
+}  # fmt: skip
+COLOURS = {
+    "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
+    "Interpolation": "#52b0a8", "Decode": "#b07cc0",
+}  # fmt: skip
+
+# Keys of the notes, beside those of the graph
+ABOUT, WEIGHTS = "about this graph", "published weights"
+
+# The published file in the place of each tiny one.
+PUBLISHED = {
+    "kv-tiny/keyframes.safetensors": "t2v.pt",
+    "kv-tiny/interpolation.safetensors": "interpolation.pt",
+    "kv-tiny/flan-ul2": "flan-ul2",
+    "kv-tiny/t5_projections.safetensors": "t5_projections.pt",
+    "kv-tiny/movq.safetensors": "movq.pt",
+    "kv-tiny/video_movq.safetensors": "video_movq.pt",
+}
+PUBLISHED_SIZE = {"KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage": 512}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes workflows/*.json from workflows/api/*.json.")
+    host.add_option(parser)
+    with tempfile.TemporaryDirectory() as work, start_server(parser.parse_args().comfyui, Path(work)) as server:
+        nodes = server.client.object_info()
+    for name in names():
+        path(name).write_text(to_text(build(name, nodes)), encoding="utf-8", newline="\n")
+    print(f"Wrote {len(names())} templates to {WORKFLOWS}.")
+    return 0
+
+
+def start_server(comfyui: str | None, work: Path):
+    """A server that keeps its files in `work`, still to be entered. Raises HostError where there is no ComfyUI."""
+    from tools.server import Server
+
+    found = host.find_comfyui(comfyui) or host.CACHE / "ComfyUI"
+    if not host.is_comfyui(found):
+        raise host.HostError("There is no ComfyUI yet: run `python3 tools/host.py`, or name one with --comfyui.")
+    return Server(host.Host(found, host.check_version(found), Path(sys.executable)), work, device="cpu")
+
+
+# The files
+
+
+def names() -> list[str]:
+    return sorted(file.stem for file in (WORKFLOWS / "api").glob("*.json"))
+
+
+def path(name: str) -> Path:
+    return WORKFLOWS / f"{name}.json"
+
+
+def api_graph(name: str) -> dict:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def to_text(workflow: dict) -> str:
+    """JSON with one line a node, a link or a group, so that changes can be read."""
+    lines = []
+    for key, value in workflow.items():
+        items = isinstance(value, list) and ",".join(f"\n    {_line(item)}" for item in value)
+        lines.append(f'  "{key}": ' + (f"[{items}\n  ]" if items else _line(value)))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _line(value) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# The graph
+
+
+def build(name: str, object_info: dict) -> dict:
+    """The template in the editor's format 0.4."""
+    graph = api_graph(name)
+    ids = {key: number for number, key in enumerate(graph, 1)}
+    nodes = {key: editor_node(ids[key], node, object_info[node["class_type"]]) for key, node in graph.items()}
+    links = connect(graph, nodes, ids)
+    seed = next(node for node in nodes.values() if "fixed" in node["widgets_values"])["widgets_values"]
+    seed[seed.index("fixed")] = "randomize"  # Run again gives another clip: everything depends on the first seed
+    notes = write_notes(name, graph, len(nodes))
+    lay_out(nodes | notes, cells(graph))
+    return {
+        "revision": 0,
+        "last_node_id": len(nodes) + len(notes),
+        "last_link_id": len(links),
+        "nodes": [*nodes.values(), *notes.values()],
+        "links": links,
+        "groups": groups(graph, nodes),
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def editor_node(number: int, node: dict, info: dict) -> dict:
+    """A node without its place and its links."""
+    slots, widgets, values = [], [], []
+    for name, spec, optional in flat_inputs(info["input"], node["inputs"]):
+        kind, options = spec_of(spec)
+        slot = {"name": name, **({"shape": 7} if optional else {}), "type": kind}
+        if kind not in WIDGETS or options.get("forceInput"):
+            slots.append({**slot, "link": None})
+            continue
+        value = node["inputs"].get(name, options.get("default"))
+        widgets.append({**slot, "widget": {"name": name}, "link": None})
+        values.append(options["default"] if isinstance(value, list) else value)
+        if options.get("control_after_generate"):
+            values.append("fixed")
+        if options.get("image_upload"):
+            values.append("image")
+    outputs = zip(info["output_name"], info["output"], strict=True)
+    return {
+        "id": number,
+        "type": node["class_type"],
+        "title": node["_meta"]["title"],
+        "pos": [0, 0],
+        "size": [0, 0],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": slots + widgets,
+        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
+        "properties": {"Node name for S&R": node["class_type"]},
+        "widgets_values": values,
+    }
+
+
+def flat_inputs(inputs: dict, values: dict, prefix: str = ""):
+    """(name, spec, is optional) of every input; those that the choice in a dynamic list brings follow that list."""
+    for section in ("required", "optional"):
+        for name, spec in inputs.get(section, {}).items():
+            yield prefix + name, spec, section == "optional"
+            if spec[0] == "COMFY_DYNAMICCOMBO_V3":
+                chosen = next(option for option in spec[1]["options"] if option["key"] == values[prefix + name])
+                yield from flat_inputs(chosen["inputs"], values, f"{prefix}{name}.")
+
+
+def spec_of(spec: list) -> tuple[str, dict]:
+    """Type and options; older nodes write a list's choices in the place of its type."""
+    return ("COMBO" if isinstance(spec[0], list) else spec[0]), (spec[1] if len(spec) > 1 else {})
+
+
+def connect(graph: dict, nodes: dict, ids: dict) -> list[list]:
+    """The table of links, which the slots at both ends refer to."""
+    links = []
+    for key, node in nodes.items():
+        for index, slot in enumerate(node["inputs"]):
+            source = graph[key]["inputs"].get(slot["name"])
+            if isinstance(source, list):
+                output = nodes[source[0]]["outputs"][source[1]]
+                slot["link"] = len(links) + 1
+                output["links"].append(slot["link"])
+                links.append([slot["link"], ids[source[0]], source[1], node["id"], index, output["type"]])
+    return links
+
+
+# The picture
+
+
+def lay_out(nodes: dict, cells: list[tuple]) -> None:
+    """Give every node its size and its place.
+
+    cells: (key, group, column) in order. A group's nodes stand below each other in each of its columns, and the group
+    below all that stands in these columns already.
+    """
+    widths = defaultdict(int)
+    for key, _, column in cells:
+        widths[column] = max(widths[column], WIDTH + EXTRA_WIDTH.get(nodes[key]["type"], 0))
+    bottoms = defaultdict(int)
+    for _, members in itertools.groupby(cells, lambda cell: cell[1]):
+        members = list(members)
+        top = max(bottoms[column] for _, _, column in members)
+        places = dict.fromkeys((column for _, _, column in members), top + GROUP_TITLE)
+        for key, _, column in members:
+            x = sum(widths[before] + COLUMN_GAP for before in range(column))
+            nodes[key]["pos"] = [x, places[column] + TITLE]
+            nodes[key]["size"] = [widths[column], height(nodes[key])]
+            places[column] += TITLE + nodes[key]["size"][1] + NODE_GAP
+        bottoms |= dict.fromkeys(places, max(places.values()) - NODE_GAP + GROUP_EDGE + GROUP_GAP)
+
+
+def cells(graph: dict) -> list[tuple]:
+    """(key, group, column) of every node, and of the notes: one to the right of the prompt, one below the models."""
+    found = [(key, node["_meta"]["group"], node["_meta"]["column"]) for key, node in graph.items()]
+    after = max(index for index, cell in enumerate(found) if cell[1] == "Text") + 1
+    return [*found[:after], (ABOUT, ABOUT, 2), *found[after:], (WEIGHTS, WEIGHTS, 0)]
+
+
+def height(node: dict) -> int:
+    """What the editor gives a node under its title, and more where it shows text or pictures."""
+    if node["type"] == "MarkdownNote":
+        lines = node["widgets_values"][0].splitlines()
+        return round(sum(max(math.ceil(len(line) / NOTE_CHARACTERS), 0.6) for line in lines) * NOTE_LINE + 40)
+    slots = sum("widget" not in slot for slot in node["inputs"])
+    widgets = len(node["widgets_values"])
+    rows = max(slots, len(node["outputs"])) * ROW + EDGE
+    return rows + (widgets * WIDGET + 8 if widgets else 0) + EXTRA_HEIGHT.get(node["type"], 0)
+
+
+def groups(graph: dict, nodes: dict) -> list[dict]:
+    """A titled frame around the nodes of each group."""
+    members = {}
+    for key, node in graph.items():
+        members.setdefault(node["_meta"]["group"], []).append(nodes[key])
+    return [
+        {"id": number, "title": title, "bounding": frame(inside), "color": COLOURS[title], "font_size": 24, "flags": {}}
+        for number, (title, inside) in enumerate(members.items(), 1)
+    ]
+
+
+def frame(nodes: list[dict]) -> list[int]:
+    """[x, y, width, height] around nodes with their titles, with room for the group's own title."""
+    left = min(node["pos"][0] for node in nodes) - GROUP_EDGE
+    top = min(node["pos"][1] for node in nodes) - TITLE - GROUP_TITLE
+    right = max(node["pos"][0] + node["size"][0] for node in nodes) + GROUP_EDGE
+    bottom = max(node["pos"][1] + node["size"][1] for node in nodes) + GROUP_EDGE
+    return [left, top, right - left, bottom - top]
+
+
+# The notes
+
+
+def write_notes(name: str, graph: dict, last_id: int) -> dict:
+    """What the graph does, and what to choose for the published weights."""
+    about = (WORKFLOWS / "notes" / f"{name}.md").read_text(encoding="utf-8").strip()
+    return {
+        ABOUT: note(last_id + 1, "About this graph", about),
+        WEIGHTS: note(last_id + 2, "Published weights", published(graph)),
+    }
+
+
+def published(graph: dict) -> str:
+    """What to change for the published weights at 512x512."""
+    files, sizes = [], []
+    for node in graph.values():
+        title, inputs = node["_meta"]["title"], node["inputs"].values()
+        chosen = [f"**{PUBLISHED[value]}**" for value in inputs if not isinstance(value, list) and value in PUBLISHED]
+        if chosen:
+            files.append(f"- {title}: {' and '.join(chosen)}")
+        if node["class_type"] in PUBLISHED_SIZE:
+            sizes.append(f"- {title}: {PUBLISHED_SIZE[node['class_type']]}")
+    return "\n".join(
+        [
+            "As it opens, the graph runs the pack's tiny models: random weights, so the pictures are coloured noise. "
+            "For the published ones choose",
+            "",
+            *files,
+            "",
+            "and, for 512x512, set width and height:",
+            "",
+            *sizes,
+        ]
+    )
+
+
+def note(number: int, title: str, text: str) -> dict:
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "title": title,
+        "pos": [0, 0],
+        "size": [0, 0],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(host.guard(main))
