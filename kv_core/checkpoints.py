@@ -84,12 +84,12 @@ def convert(
     source: str | Path,
     target: str | Path,
     dtype: torch.dtype | None = None,
-    progress: Callable[[int], object] = lambda size: None,
+    progress: Callable[[int, int], object] = lambda written, total: None,
 ) -> Checkpoint:
     """Converts a file to one safetensors file, or a T5 folder to a folder with one, in `dtype` (None: as it is).
 
-    Holds one tensor at a time, calls `progress` with the bytes after each, and leaves nothing under `target` unless
-    it is complete. Raises CheckpointError and OSError. Returns the converted checkpoint, opened.
+    Holds one tensor at a time, calls `progress` with the bytes written and all bytes after each, and leaves nothing
+    under `target` unless it is complete. Raises CheckpointError and OSError. Returns the converted checkpoint, opened.
     """
     checkpoint, target = open_checkpoint(source), Path(target)
     if target.exists():
@@ -220,7 +220,7 @@ def _read_torch(path):
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:  # its table of contents is at the end
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # its table of contents is at the end
         raise CheckpointError(f"{path.name} is damaged or cut short; download it again.") from None
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(f"{path.name} is a zip archive, but not PyTorch's; unpack it if it holds weights.")
@@ -298,7 +298,12 @@ def _convert(options):
     dtype = DTYPES[options.dtype] if options.dtype else None
     try:
         with tqdm(unit="B", unit_scale=True, desc=f"Writing {options.output.name}") as bar:
-            checkpoint = convert(options.input, options.output, dtype, bar.update)
+
+            def show(written, total):
+                bar.total = total
+                bar.update(written - bar.n)
+
+            checkpoint = convert(options.input, options.output, dtype, show)
     except OSError as error:
         message = f"{options.output} could not be written: {error.strerror or error}; nothing was left behind."
         raise CheckpointError(message) from None

@@ -49,25 +49,25 @@ def write_safetensors(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
-    progress: Callable[[int], object] = lambda size: None,
+    progress: Callable[[int, int], object] = lambda written, total: None,
 ) -> None:
     """Writes `tensors`, converted to `dtype` (None: as they are), to `target`, which appears only when it is complete.
 
-    `progress` is called with the number of bytes after every tensor. Raises CheckpointError when the disk is too
-    small or a value does not fit `dtype`, and OSError when writing fails; neither leaves anything behind.
+    `progress` is called with the bytes written and all bytes after every tensor. Raises CheckpointError when the disk
+    is too small or a value does not fit `dtype`, and OSError when writing fails; neither leaves anything behind.
     """
     dtypes = {name: stored_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
     # Wide types first keep every tensor aligned to its own size, as the library's own files are.
     order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     header = _header(order, tensors, dtypes, metadata)
-    _check_space(target, len(header) + sum(tensors[name].numel() * dtypes[name].itemsize for name in order))
+    total, written = sum(tensors[name].numel() * dtypes[name].itemsize for name in order), 0
+    _check_space(target, len(header) + total)
     with appearing(target) as partial:
         with partial.open("wb") as file:
             file.write(header)
             for name in order:
-                data = _bytes(name, tensors[name], dtypes[name])
-                file.write(data)
-                progress(len(data))
+                written += file.write(_bytes(name, tensors[name], dtypes[name]))
+                progress(written, total)
             file.flush()
             os.fsync(file.fileno())
         with safe_open(partial, "pt"):

@@ -148,14 +148,15 @@ def test_the_loader_of_another_part_is_named(published):
 def test_conversion(published, tmp_path, part, dtype):
     folder = part == "text_encoder"
     target = tmp_path / (part if folder else f"{part}.safetensors")
-    sizes = []
-    converted = convert(published / PUBLISHED[part], target, DTYPES.get(dtype), sizes.append)
+    progress = []
+    converted = convert(published / PUBLISHED[part], target, DTYPES.get(dtype), lambda *bytes: progress.append(bytes))
     file = target / "model.safetensors" if folder else target
     source = open_checkpoint(published / PUBLISHED[part])
     assert names_in(tmp_path) == [target.name]
     assert (converted.part, converted.config) == (source.part, source.config)
     stored = load_file(file)
-    assert sum(sizes) == sum(tensor.nbytes for tensor in stored.values())
+    size = sum(tensor.nbytes for tensor in stored.values())
+    assert progress == sorted(progress) and len(progress) == len(stored) and progress[-1] == (size, size)
     for name, tensor in source.state_dict().items():
         kept = dtype is None or (
             dtype == "float8_e4m3fn"
@@ -209,7 +210,7 @@ def test_files_are_mapped_and_streamed(tmp_path):
     for file in (source, tmp_path / "projections.pt"):
         target, memory = tmp_path / f"half of {file.name}.safetensors", [anonymous_memory()]
         assert sum(tensor.sum() for tensor in open_checkpoint(file).state_dict().values()) > 0
-        convert(file, target, torch.float16, lambda size, memory=memory: memory.append(anonymous_memory()))
+        convert(file, target, torch.float16, lambda *_, memory=memory: memory.append(anonymous_memory()))
         assert max(memory) - memory[0] < 40
         assert target.stat().st_size < source.stat().st_size * 0.51
 
@@ -240,7 +241,7 @@ def test_back_from_eight_bit(published, tmp_path):
 def test_killed_conversion_leaves_only_a_partial_name(published, tmp_path, source, name):
     program = (
         "import sys, time; from kv_core.checkpoints import convert\n"
-        "convert(sys.argv[1], sys.argv[2], None, lambda size: (print(size, flush=True), time.sleep(600)))"
+        "convert(sys.argv[1], sys.argv[2], None, lambda *bytes: (print(*bytes, flush=True), time.sleep(600)))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, published / source, tmp_path / name], cwd=ROOT, stdout=subprocess.PIPE
@@ -256,7 +257,7 @@ def test_killed_conversion_leaves_only_a_partial_name(published, tmp_path, sourc
 @pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), ("flan-ul2", "out")])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
 def test_stopped_conversion_leaves_nothing(published, tmp_path, source, name, failure):
-    def stop(size):
+    def stop(written, total):
         assert names_in(tmp_path) == [f"{name}.partial"]
         raise failure
 
