@@ -5,7 +5,16 @@ from comfy_api.latest import io
 from ..kv_core.diffusion import SeededNoise
 from . import sockets
 from .host import sampling
-from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, size_input, steps_input
+from .inputs import (
+    check_size,
+    guidance_input,
+    model_input,
+    negative_input,
+    positive_input,
+    seed_input,
+    size_input,
+    steps_input,
+)
 
 
 class FirstFrame(io.ComfyNode):
@@ -39,6 +48,7 @@ class FirstFrame(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, width, height, seed, steps, guidance, negative=None) -> io.NodeOutput:
+        check_size("Sample First Frame", width, height)
         samples = sampling.sample_first_frame(
             model, positive, negative, width, height, guidance, steps, SeededNoise(seed)
         )

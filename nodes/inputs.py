@@ -27,6 +27,14 @@ def size_input(id, default, which):
     )  # fmt: skip
 
 
+def check_size(stage, width, height):
+    """Raises ValueError for a size between the inputs' steps: the editor rounds it, the server lets it pass."""
+    if width % 64 or height % 64:
+        raise ValueError(
+            f"{stage} needs a width and height that are multiples of 64 pixels, but got {width}x{height}: round them."
+        )
+
+
 def seed_input():
     return io.Int.Input(
         "seed",

@@ -7,7 +7,7 @@ from einops import rearrange
 from ..kv_core import images
 from ..kv_core.frames import CLIP_SECONDS
 from . import sockets
-from .inputs import size_input
+from .inputs import check_size, size_input
 
 EIGHT_BIT = "8 times the latent's height and width, values k / 255 rounded down as published"
 
@@ -39,8 +39,9 @@ class EncodeImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, movq, image, width, height) -> io.NodeOutput:
+        check_size("Encode Image", width, height)
         pixels = images.to_pixels(images.fit(to_picture(image), width, height))
-        return io.NodeOutput(sockets.latent("frame", movq.encode(pixels)[:, :, None]))
+        return io.NodeOutput(sockets.latent("frame", sockets.finite(movq.encode(pixels), "The MoVQ")[:, :, None]))
 
 
 class DecodeImage(io.ComfyNode):
@@ -115,11 +116,5 @@ def to_picture(image):
 
 def to_images(chunks):
     """Chunks of pixels `[b, 3, H, W]` -> the host's IMAGE `[frames, H, W, 3]`, whose values are k / 255."""
-    frames = torch.cat([images.to_bytes(finite(pixels)) for pixels in chunks])
+    frames = torch.cat([images.to_bytes(sockets.finite(pixels, "The MoVQ")) for pixels in chunks])
     return frames.float() / 255
-
-
-def finite(pixels):
-    if not torch.isfinite(pixels).all():
-        raise ValueError("The MoVQ gave NaN or infinite numbers: load it with weight dtype bf16 or fp32 and run again.")
-    return pixels

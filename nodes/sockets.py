@@ -88,6 +88,13 @@ def samples_of(latent, *kinds, sampled=False, least=1):
     return samples
 
 
+def finite(tensor, part):
+    """The tensor a part made, as it is; raises ValueError where it is not finite, which fp16 is the likely cause of."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{part} gave NaN or infinite numbers: load it with weight dtype bf16 or fp32 and run again.")
+    return tensor
+
+
 def to_latent(latent):
     """Any KV latent as the host's LATENT; the samples stay `[1, 4, F, h, w]`."""
     return {**latent, "samples": samples_of(latent, *LATENTS)}

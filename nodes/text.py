@@ -44,4 +44,5 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder, text, projection) -> io.NodeOutput:
         context, mask = text_encoder.encode(text, PROJECTIONS[projection])
+        context = sockets.finite(context, "The text encoder")
         return io.NodeOutput([[context, {"attention_mask": mask, "projection": projection}]])

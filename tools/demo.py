@@ -4,8 +4,6 @@ This part runs in any Python 3.10 or newer: it checks the options, finds or sets
 to render.py in ComfyUI's Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -69,7 +67,8 @@ def find_fault(options: argparse.Namespace) -> str | None:
 def main() -> int:
     parser = arguments()
     options = parser.parse_args()
-    if fault := find_fault(options):
+    fault = find_fault(options)
+    if fault:
         parser.error(fault)
     found = host.prepare(options.comfyui)
     host.write_tiny_weights(found.python)

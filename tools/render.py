@@ -13,7 +13,7 @@ import av
 from PIL import Image, UnidentifiedImageError
 
 from tools import graphs, host
-from tools.server import Server
+from tools.server import Server, ServerError
 
 
 class Progress:
@@ -70,11 +70,13 @@ def make_clip(server: Server, settings: dict) -> Path:
     """Run the workflow that the options ask for; returns the clip's path. Raises HostError."""
     picture = None
     if settings["image"]:
-        check_picture(settings["image"])
         picture = "picture" + Path(settings["image"]).suffix
         shutil.copy(settings["image"], server.input / picture)
     graph = graphs.edit(graphs.load(settings["fps"]), settings, picture)
-    run = server.client.run(graph, Progress(graph), timeout=24 * 3600)
+    try:
+        run = server.client.run(graph, Progress(graph), timeout=24 * 3600)
+    except ServerError as error:
+        raise ServerError(f"{error} {server.log_tail()}") from None
     if run.status != "success":
         raise host.HostError(f"The clip was not made: {run.error or 'it was interrupted.'}")
     saved = run.files()[-1]
@@ -92,6 +94,8 @@ def main() -> int:
     settings = json.loads(sys.argv[1])
     path = Path(settings["comfyui"])
     comfyui = host.Host(path, host.check_version(path), Path(sys.executable))
+    if settings["image"]:
+        check_picture(settings["image"])
     options = {"device": settings["device"], "verbose": settings["verbose"], "output": host.ROOT / "output"}
     with contextlib.ExitStack() as running:
         with host.step(f"Starting ComfyUI {comfyui.version}"):

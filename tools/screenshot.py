@@ -34,7 +34,7 @@ def main() -> int:
     host.add_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        server = templates.start_server(options.comfyui, Path(work))
+        server = templates.new_server(options.comfyui, Path(work))
         with server:
             draw_example(server.input / "example.png")
             asyncio.run(take(server, options.names or templates.names(), not options.as_opened))

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
 from tools import host  # noqa: E402
+from tools.server import Server  # noqa: E402
 
 WORKFLOWS = host.ROOT / "workflows"
 
@@ -58,7 +59,7 @@ PUBLISHED_SIZE = {"KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage":
 def main() -> int:
     parser = argparse.ArgumentParser(description="Writes workflows/*.json from workflows/api/*.json.")
     host.add_option(parser)
-    with tempfile.TemporaryDirectory() as work, start_server(parser.parse_args().comfyui, Path(work)) as server:
+    with tempfile.TemporaryDirectory() as work, new_server(parser.parse_args().comfyui, Path(work)) as server:
         nodes = server.client.object_info()
     for name in names():
         path(name).write_text(to_text(build(name, nodes)), encoding="utf-8", newline="\n")
@@ -66,10 +67,8 @@ def main() -> int:
     return 0
 
 
-def start_server(comfyui: str | None, work: Path):
+def new_server(comfyui: str | None, work: Path) -> Server:
     """A server that keeps its files in `work`, still to be entered. Raises HostError where there is no ComfyUI."""
-    from tools.server import Server
-
     found = host.find_comfyui(comfyui) or host.CACHE / "ComfyUI"
     if not host.is_comfyui(found):
         raise host.HostError("There is no ComfyUI yet: run `python3 tools/host.py`, or name one with --comfyui.")
@@ -279,8 +278,8 @@ def published(graph: dict) -> str:
             sizes.append(f"- {title}: {PUBLISHED_SIZE[node['class_type']]}")
     return "\n".join(
         [
-            "As it opens, the graph runs the pack's tiny models: random weights, so the pictures are coloured noise. "
-            "For the published ones choose",
+            "As it opens, the graph runs the tiny models that tools/tiny_weights.py writes: random weights, so the "
+            "pictures are coloured noise. For the published ones choose",
             "",
             *files,
             "",

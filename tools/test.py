@@ -3,8 +3,6 @@
 Finds or sets up ComfyUI (see host.py), writes the tiny models, then runs ruff and pytest in ComfyUI's Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
@@ -28,7 +26,8 @@ def main() -> int:
     if not options.slow:
         pytest_arguments = ["-m", "not slow", *pytest_arguments]
     environ = {**host.PATIENT_THREADS, **os.environ, "COMFYUI_PATH": str(found.path), "PYTHONUTF8": "1"}
-    style = run(found.python, "ruff", ["check", "."], environ) if has(found.python, "ruff") else 0
+    ruff_arguments = ["check", ".", "--extend-exclude", ".cache"]  # without git, ruff does not read .gitignore
+    style = run(found.python, "ruff", ruff_arguments, environ) if has(found.python, "ruff") else 0
     if not has(found.python, "pytest"):
         raise host.HostError(f"ComfyUI's Python has no pytest: run `{found.python} -m pip install pytest` once.")
     return run(found.python, "pytest", pytest_arguments, environ) or style

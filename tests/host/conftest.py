@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.host.golden_parts import (  # noqa: F401
     adapters,
@@ -19,6 +20,10 @@ from tests.host.golden_parts import (  # noqa: F401
 from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
 from tools.server import Server
 
+# The tiny models' tensors are too small for threads to pay; where other programs run they cost many times more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for servers
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def comfyui():
@@ -30,10 +35,15 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, tmp_path_factory):
+def comfyui_host(comfyui):
+    """The same with the Python that runs it."""
+    return Host(comfyui, check_version(comfyui), Path(sys.executable))
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_host, tmp_path_factory):
     """A running server on the CPU, one for the whole session; `.client` talks to it, `.output` is where it saves."""
-    host = Host(comfyui, check_version(comfyui), Path(sys.executable))
-    with Server(host, tmp_path_factory.mktemp("server"), device="cpu") as running:
+    with Server(comfyui_host, tmp_path_factory.mktemp("server"), device="cpu") as running:
         yield running
 
 

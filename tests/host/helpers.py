@@ -144,6 +144,15 @@ def forget(client):
     client.run({"text": node("PrimitiveString", value=""), "end": node("PreviewAny", source=link("text"))})
 
 
+def log_of(server, action):
+    """What the server's log says while `action` is called, and what that returns."""
+    start = server.log.stat().st_size
+    done = action()
+    with server.log.open(encoding="utf-8") as log:
+        log.seek(start)
+        return log.read(), done
+
+
 def latents(server, run):
     """Node id -> the tensor it saved, of every latent a run saved."""
     return {id: latent(server, shown["latents"][0]) for id, shown in run.outputs.items() if "latents" in shown}
@@ -161,3 +170,15 @@ def put_latent(server, name, samples):
         server.input / f"{name}.latent",
     )
     return node("LoadLatent", latent=f"{name}.latent")
+
+
+def run_here(pack_nodes, graph):
+    """Runs a graph of the pack's own nodes in this process; returns node id -> its first output."""
+    results = {}
+    with torch.inference_mode():
+        for id, each in graph.items():  # CHAIN is in an order that works
+            inputs = {
+                name: results[value[0]] if isinstance(value, list) else value for name, value in each["inputs"].items()
+            }
+            results[id] = pack_nodes[each["class_type"]].execute(**inputs).args[0]
+    return results

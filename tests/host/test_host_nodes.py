@@ -5,10 +5,9 @@ import re
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from kv_core.diffusion import SeededNoise
-from tests.host.helpers import CHAIN, chain, latents, link, node, saved
+from tests.host.helpers import CHAIN, chain, latents, link, log_of, node, saved, unet
 from tools.host import ROOT
 
 # Linear layers and convolutions of each U-Net, among them some that only it has.
@@ -39,44 +38,46 @@ def patched(stage, name, patch, **changes):
 
 
 def write_lora(server, stage):
-    """Writes a random LoRA of rank 2 into the server's folder for them; returns its name."""
-    unet = ROOT / "models/diffusion_models" / CHAIN[CHAIN[stage]["inputs"]["model"][0]]["inputs"]["unet_name"]
-    path = server.work / f"models/loras/{stage}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a random LoRA of rank 2, and the tiny U-Net with it merged in; returns the name both have."""
+    source = ROOT / "models/diffusion_models" / CHAIN[CHAIN[stage]["inputs"]["model"][0]]["inputs"]["unet_name"]
     generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    with safe_open(unet, "pt") as file:
-        for layer in LAYERS[stage]:
-            outs, ins, *kernel = file.get_slice(f"{layer}.weight").get_shape()
-            down, up = (2, ins, *kernel), (outs, 2, *(1 for _ in kernel))
-            for matrix, shape in (("A", down), ("B", up)):
-                values = 0.3 * torch.randn(shape, generator=generator)
-                tensors[f"diffusion_model.{layer}.lora_{matrix}.weight"] = values
-    save_file(tensors, path)
+    unet, lora = load_file(source), {}
+    for layer in LAYERS[stage]:
+        weight = unet[f"{layer}.weight"]
+        outs, ins, *kernel = weight.shape
+        down = 0.3 * torch.randn(2, ins, *kernel, generator=generator)
+        up = 0.3 * torch.randn(outs, 2, *(1 for _ in kernel), generator=generator)
+        lora |= {f"diffusion_model.{layer}.lora_A.weight": down, f"diffusion_model.{layer}.lora_B.weight": up}
+        unet[f"{layer}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    for folder, tensors in (("loras", lora), ("diffusion_models", unet)):
+        path = server.work / "models" / folder / f"{stage}-lora.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata)
     return path.name
-
-
-def log_of(server, action):
-    """What the server's log says about an action, and what the action returns."""
-    start = server.log.stat().st_size
-    done = action()
-    with server.log.open(encoding="utf-8") as log:
-        log.seek(start)
-        return log.read(), done
 
 
 @pytest.mark.parametrize("stage", LAYERS)
 def test_a_lora_file(server, run_graph, stage):
-    def loader(strength):
-        return node("LoraLoaderModelOnly", lora_name=write_lora(server, stage), strength_model=strength)
+    name = write_lora(server, stage)
 
-    more = patched(stage, "on", loader(1.0)) | patched(stage, "off", loader(0.0))
-    graph = chain("on.file", "off.file", f"{stage}.file", more=more)
+    def loader(strength):
+        return node("LoraLoaderModelOnly", lora_name=name, strength_model=strength)
+
+    more = patched(stage, "on", loader(1.0)) | patched(stage, "off", loader(0.0)) | {
+        "merged.unet": unet(name),
+        "merged": node(CHAIN[stage]["class_type"], **CHAIN[stage]["inputs"] | {"model": link("merged.unet")}),
+        **saved("merged"),
+    }  # fmt: skip
+    graph = chain("on.file", "off.file", "merged.file", f"{stage}.file", more=more)
     log, done = log_of(server, lambda: run_graph(graph))
     assert "not loaded" not in log, "every key finds its layer"
     files = latents(server, done)
-    assert (files["on.file"] - files[f"{stage}.file"]).abs().mean() > 0.05
-    assert torch.equal(files["off.file"], files[f"{stage}.file"])
+    plain, on, off, merged = (files[f"{id}.file"] for id in (stage, "on", "off", "merged"))
+    assert (on - plain).abs().mean() > 0.02
+    torch.testing.assert_close(on, merged, atol=1e-4, rtol=0)
+    assert torch.equal(off, plain)
 
 
 @pytest.mark.parametrize("stage", ["first_frame", "keyframes", "video"])
@@ -93,3 +94,23 @@ def test_easycache(server, run_graph, stage):
     assert torch.equal(files["never.file"], files[f"{stage}.file"])
     assert files["often.file"].isfinite().all()
     assert not torch.equal(files["often.file"], files[f"{stage}.file"])
+
+
+@pytest.mark.parametrize("backend, stage", [
+    ("eager", "first_frame"),
+    pytest.param("eager", "keyframes", marks=pytest.mark.slow),
+    pytest.param("eager", "interpolation", marks=pytest.mark.slow),
+    pytest.param("inductor", "first_frame", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_torch_compile(adapters, stages, keyframe_model, interpolation_model, monkeypatch, backend, stage):
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    # The attention of GPUs; the CPU's own asks the system for its free memory, which no compiler can look into.
+    monkeypatch.setattr(adapters.model, "optimized_attention", attention_pytorch)
+    model = interpolation_model if stage == "interpolation" else keyframe_model
+    sample = getattr(stages, stage)
+    plain = sample(model, steps=2)
+    torch._dynamo.reset()
+    compiled = sample(TorchCompileModel.execute(model, backend)[0], steps=2)
+    torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=0)

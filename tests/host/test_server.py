@@ -1,4 +1,4 @@
-"""What a user of the real server sees: every node, the same clip from the same seed, progress, previews, cancel."""
+"""What a user of the real server sees: the nodes, a seed's clip, progress, previews, cancelling, level memory."""
 
 import io
 import time
@@ -20,6 +20,7 @@ from tests.host.helpers import (
     link,
     node,
     put_latent,
+    run_here,
 )
 
 SAMPLERS = ("first_frame", "keyframes", "video")
@@ -41,7 +42,7 @@ def test_a_seed_is_a_clip(server, run_graph):
     first, again, other = (latents(server, run) for run in (first, again, other))
     for end in ends:
         assert torch.equal(first[end], again[end])
-        assert (first[end] - other[end]).abs().mean() > 0.05
+        assert (first[end] - other[end]).abs().mean() > 0.5
 
 
 def test_another_interpolation_seed_leaves_the_keyframes_alone(server, run_graph):
@@ -57,7 +58,7 @@ def test_another_interpolation_seed_leaves_the_keyframes_alone(server, run_graph
 
 @pytest.fixture(scope="module")
 def watched(server):
-    """A run with previews, where every step is reported; the server leaves out steps that are too quick otherwise."""
+    """A run with previews: with them the server reports every step, without them it leaves out some that are quick."""
     forget(server.client)
     done = PreviewClient(server.client.address).run(chain("frames.file", "video.file"))
     assert done.status == "success", done.error
@@ -66,52 +67,53 @@ def watched(server):
 
 @pytest.mark.parametrize("stage", SAMPLERS)
 def test_every_step_is_reported(watched, stage):
-    assert watched.progress()[stage] == [(step, STEPS) for step in range(1, STEPS + 1)]
-    states = [data["nodes"][stage] for kind, data in watched.events if kind == "progress_state" and stage in data["nodes"]]
-    assert {state["max"] for state in states if state["value"]} == {STEPS}
-    assert states[-1]["state"] == "finished"
+    steps = [(step, STEPS) for step in range(1, STEPS + 1)]
+    assert watched.progress()[stage] == steps
+    states = [data["nodes"].get(stage) for kind, data in watched.events if kind == "progress_state"]
+    running = [(state["value"], state["max"]) for state in states if state and state["state"] == "running"]
+    assert set(steps) <= set(running)
 
 
 def test_decoding_is_reported(watched):
     reported = watched.progress()["frames"]
-    assert {most for _, most in reported} == {13}
-    values = [value for value, _ in reported]
-    assert values[0] == 5 and values[-1] == 13 and values == sorted(values), "chunks of 5, 5 and 3 frames"
+    assert reported[0] == (5, 13) and reported[-1] == (13, 13), "chunks of 5, 5 and 3 frames"
 
 
-@pytest.mark.parametrize("stage, size", zip(SAMPLERS, [(16, 16), (8, 8), (8, 8)]))
-def test_every_step_has_a_preview(watched, stage, size):
-    shown = pictures(watched)[stage]
+@pytest.mark.parametrize("stage", SAMPLERS)
+def test_every_step_has_a_preview(watched, stage):
+    shown = previews(watched)[stage]
     assert len(shown) == STEPS
-    assert {picture.size for picture in shown} == {size}
-    assert all(low < high for low, high in shown[-1].getextrema()), "a flat picture shows nothing"
+    for picture in shown:
+        assert all(low < high for low, high in picture.getextrema()), "a flat picture shows nothing"
     assert shown[0].tobytes() != shown[-1].tobytes()
 
 
-def pictures(run):
-    """Node id -> its previews. The server sends a preview right after the progress of the step it shows."""
+def previews(run):
+    """Node id -> its pictures. The server sends each right after the progress of the step it shows."""
     found, current = {}, None
     for kind, data in run.events:
         if kind == "progress":
             current = data["node"]
-        elif kind == "preview" and int.from_bytes(data[:4], "big") == 1:
-            found.setdefault(current, []).append(Image.open(io.BytesIO(data[8:])).convert("RGB"))
+        elif kind == "preview":
+            event, picture = int.from_bytes(data[:4], "big"), data[8:]
+            assert event == 1
+            found.setdefault(current, []).append(Image.open(io.BytesIO(picture)).convert("RGB"))
     return found
 
 
-def long_decode(server):
-    clip = torch.randn(1, 4, 60, 8, 8, generator=torch.Generator().manual_seed(0))
-    return {
-        "clip": put_latent(server, "long", clip),
+def work(server, stage, amount):
+    """A graph in which `stage` has `amount` steps to do, or frames to decode."""
+    if stage != "frames":
+        return chain(f"{stage}.file", **{stage: {"steps": amount}})
+    more = {
+        "clip": put_latent(server, f"{amount}-frames", torch.randn(1, 4, amount, 8, 8)),
         "video": node("KandinskyVideoFromLatent", latent=link("clip"), kind="video"),
     }
+    return chain("frames.file", more=more)
 
 
-@pytest.mark.parametrize("stage", [*SAMPLERS, "frames"])
-def test_cancel(server, run_graph, stage):
-    end = "frames.file" if stage == "frames" else f"{stage}.file"
-    long, short = {} if stage == "frames" else {stage: {"steps": 400}}, {}
-    graph = chain(end, more=long_decode(server) if stage == "frames" else None, **long)
+@pytest.mark.parametrize("stage, much", [("first_frame", 600), ("keyframes", 400), ("video", 400), ("frames", 90)])
+def test_cancel(server, run_graph, stage, much):
     times = {}
 
     def cancel(kind, data):
@@ -119,34 +121,44 @@ def test_cancel(server, run_graph, stage):
             times["stopped"] = time.monotonic()
             assert data["node_id"] == stage
         elif kind == "progress" and data["node"] == stage and "asked" not in times:
-            assert data["value"] < data["max"]
             times["asked"] = time.monotonic()
             server.client.interrupt(data["prompt_id"])
 
-    done = server.client.run(graph, cancel)
-    assert done.status == "interrupted"
+    assert server.client.run(work(server, stage, much), cancel).status == "interrupted"
     assert times["stopped"] - times["asked"] < 2
-    run_graph(chain(end, **short))
+    assert stage not in cached(run_graph(work(server, stage, 2)))
 
 
-@pytest.mark.parametrize("jobs", [20])
-def test_memory_stays_level(server, run_graph, jobs):
-    settings = {"first_frame": {"steps": 1}, "keyframes": {"steps": 1, "frames": 2}, "video": {"steps": 1}}
+@pytest.mark.parametrize("call", ["text", "encoding", "decoding"])
+def test_cancel_reaches_calls_without_steps(pack_nodes, call):
+    import comfy.model_management as management
 
+    text_encoder, movq = (run_here(pack_nodes, chain(id))[id] for id in ("text_encoder", "movq"))
+    calls = {
+        "text": lambda: text_encoder.encode("a red fox", "projection_base"),
+        "encoding": lambda: movq.encode(torch.zeros(1, 3, 64, 64)),
+        "decoding": lambda: next(movq.decode_images(torch.zeros(1, 4, 8, 8))),
+    }
+    management.interrupt_current_processing(True)
+    with torch.inference_mode(), pytest.raises(management.InterruptProcessingException):
+        calls[call]()
+
+
+def test_memory_stays_level(server, run_graph):
     def run(seed):
-        for id in SAMPLERS:
-            settings[id]["seed"] = seed
-        assert not cached(run_graph(chain("frames.file", "video.file", **settings))) & {*SAMPLERS, "frames"}
+        settings = {"first_frame": {}, "keyframes": {"frames": 2}, "video": {}}
+        done = run_graph(chain("frames.file", **{id: {"steps": 1, "seed": seed} | settings[id] for id in settings}))
+        assert not cached(done) & {*SAMPLERS, "frames"}
 
-    for seed in range(5):
-        run(100 + seed)
+    for seed in range(10):  # while the allocator finds its size
+        run(seed)
     before = resident(server)
-    for seed in range(jobs):
-        run(200 + seed)
+    for seed in range(20):
+        run(100 + seed)
     assert resident(server) < 1.05 * before
 
 
 def resident(server):
-    """Bytes of memory the server's processes hold."""
+    """Bytes of memory that the server's processes hold."""
     process = psutil.Process(server.process.pid)
     return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
