@@ -79,7 +79,7 @@ def make_clip(server: Server, settings: dict) -> Path:
         raise ServerError(f"{error} {server.log_tail()}") from None
     if run.status != "success":
         raise host.HostError(f"The clip was not made: {run.error or 'it was interrupted.'}")
-    saved = run.files()[-1]
+    saved = next(file for file in run.files() if file["filename"].endswith(".mp4"))
     path = server.output / saved["subfolder"] / saved["filename"]
     return Path(shutil.move(path, settings["out"])) if settings["out"] else path
 

@@ -1,8 +1,9 @@
 """The same clip from weights stored smaller or left in CPU memory, and by another attention kernel.
 
-Pictures are compared by their peak signal-to-noise ratio in dB. Measured on the tiny models, first frame and video:
-another seed 8.6 and 8.7; fp16 58 and 56; bf16 41 and 38; fp8_e4m3fn 22 and 24; fp8_e5m2 17 and 22, that is a mean error
-of 0.1, 2, 13 and 24 of 255 at worst; attention kernels 69 or more; weights streamed from CPU memory: no difference.
+Pictures are compared by their peak signal-to-noise ratio in dB. Measured on the tiny models, for the first frame, the
+video, and the mean error of the worse one of 255: fp16 58, 45 and 0.9; bf16 41, 35 and 2.9; fp8_e4m3fn 22, 20 and 16;
+fp8_e5m2 17, 19 and 24; other attention kernels 66 or more; weights streamed from CPU memory: no difference. Noise from
+another seed is at 8 to 10, with an error of 63 to 77.
 """
 
 import numpy
@@ -49,10 +50,14 @@ def test_another_seed_gives_other_pictures(pack_nodes, exact):
     assert max(decibels(run_here(pack_nodes, short(**other)), exact)) < 11
 
 
-@pytest.mark.parametrize("dtype, least", [("fp16", 45), ("bf16", 33), ("fp8_e4m3fn", 18), ("fp8_e5m2", 14)])
-def test_smaller_weights(pack_nodes, exact, dtype, least):
-    small = run_here(pack_nodes, short(**stored_as(dtype)))
-    assert all(least < value < 70 for value in decibels(small, exact)), decibels(small, exact)
+@pytest.mark.parametrize("dtype, least", [("fp16", 42), ("bf16", 32), ("fp8_e4m3fn", 17), ("fp8_e5m2", 14)])
+def test_smaller_weights(pack_nodes, adapters, exact, dtype, least):
+    changes = stored_as(dtype)
+    small = run_here(pack_nodes, short(**changes))
+    for part, patcher in patchers(small).items():
+        wanted = adapters.model.WEIGHT_DTYPES[changes[part]["weight_dtype"]]
+        assert {weight.dtype for weight in patcher.model.parameters()} == {wanted}, part
+    assert min(decibels(small, exact)) > least
 
 
 @pytest.mark.parametrize("kernel", ["basic", "split", "sub_quad", "pytorch"])
@@ -75,7 +80,7 @@ def test_start_up_flags_choose_the_default_type(comfyui_host, exact, tmp_path):
     files = [tmp_path / "output" / file["filename"] for file in done.files()]
     frames = torch.stack([torch.from_numpy(numpy.array(Image.open(file))) for file in files]) / 255
     error = (frames - exact["frames"]).square().mean()
-    assert 18 < -10 * error.log10() < 35, "the error of fp8 weights, neither less nor more"
+    assert 17 < -10 * error.log10() < 32, "the error of fp8 weights, neither less nor more"
 
 
 def test_every_layer_can_stream(exact):
@@ -96,7 +101,7 @@ def card(monkeypatch):
     import comfy.model_management as management
 
     def insert(free):
-        state = management.VRAMState.NORMAL_VRAM if free else management.VRAMState.NO_VRAM
+        state = management.VRAMState.LOW_VRAM if free else management.VRAMState.NO_VRAM
         size = management.minimum_inference_memory() + free
 
         def free_memory(device=None, torch_free_too=False):
@@ -118,7 +123,9 @@ def streamed_layers(patcher):
     return sum(each.comfy_cast_weights for each in layers), len(layers)
 
 
-@pytest.mark.parametrize("free", [0, 200_000])  # as with --novram; and a small part of every network fits
+# As with --novram; and as with --lowvram, on a card where a small part of every network fits. The server itself
+# takes neither flag together with --cpu.
+@pytest.mark.parametrize("free", [0, 200_000])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_left_behind(pack_nodes, card, dtype, free):
     graph = short(**stored_as(dtype))

@@ -150,12 +150,13 @@ def test_memory_stays_level(server, run_graph):
         done = run_graph(chain("frames.file", **{id: {"steps": 1, "seed": seed} | settings[id] for id in settings}))
         assert not cached(done) & {*SAMPLERS, "frames"}
 
-    for seed in range(10):  # while the allocator finds its size
+    forget(server.client)
+    for seed in range(10):  # until the allocator has found its size
         run(seed)
     before = resident(server)
     for seed in range(20):
         run(100 + seed)
-    assert resident(server) < 1.05 * before
+    assert resident(server) < 1.05 * before  # measured: 1.0001
 
 
 def resident(server):
