@@ -1,19 +1,23 @@
 """The sampling loops and the whole pipeline against the published implementation's numbers."""
 
+import shutil
+
 import pytest
 import torch
 from einops import rearrange
 from PIL import Image
+from safetensors.torch import load_file
 
 from kv_core.diffusion import SeededNoise
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.operations import TorchOperations
-from kv_core.pipeline import KandinskyVideoPipeline, motion_score
+from kv_core.pipeline import KandinskyVideoPipeline, get_T2V_pipeline, motion_score
 from kv_core.text_encoder import Tokens
 from tests.core.test_movq import build as build_movq
 from tests.core.test_text_encoder import build as build_text_model
 from tests.recipe import fill, golden, null_embedding
+from tools import tiny_weights
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
 
@@ -173,3 +177,43 @@ def test_progress_can_cancel_and_nan_is_named():
     assert seen == [("first frame", step, 5) for step in range(3)]
     with pytest.raises(ValueError, match="first frame ended in NaN"):
         pipe.first_frame(texts, 64, 64, float("nan"), 2, 0)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with the tiny weights under the published names: both MoVQ as .pt, the rest as safetensors."""
+    root = tmp_path_factory.mktemp("weights")
+    tiny_weights.main(["--out", str(root)])
+    models = root / "models"
+    folder = root / "published"
+    shutil.copytree(models / "text_encoders/kv-tiny/flan-ul2", folder / "flan_ul2_encoder")
+    shutil.copy(models / "text_encoders/kv-tiny/t5_projections.safetensors", folder)
+    shutil.copy(models / "diffusion_models/kv-tiny/interpolation.safetensors", folder)
+    shutil.copy(models / "diffusion_models/kv-tiny/keyframes.safetensors", folder / "t2v.safetensors")
+    for name in ("movq", "video_movq"):
+        torch.save(load_file(models / f"vae/kv-tiny/{name}.safetensors"), folder / f"{name}.pt")
+    return folder
+
+
+def test_pipeline_from_a_folder(weights):
+    pipe = get_T2V_pipeline("cpu", cache_dir=weights)
+    seen = []
+
+    def clip(prompt, **arguments):
+        return pipe(prompt, width=128, height=64, fps="medium", steps=(2, 2, 1), keyframes=3, **arguments)
+
+    first = clip("a red fox", seed=5, progress=lambda *step: seen.append(step))
+    assert [frame.size for frame in first] == [(128, 64)] * 9
+    assert seen == [("first frame", 0, 2), ("first frame", 1, 2), ("keyframes", 0, 2), ("keyframes", 1, 2),
+                    ("interpolation", 0, 1)]  # fmt: skip
+    assert first == clip("a red fox", seed=5)
+    for other in (clip("a red fox", seed=6), clip("a blue whale", seed=5), clip("a red fox", seed=5, motion="extreme"),
+                  clip("a red fox", seed=5, negative_prompt="rain")):  # fmt: skip
+        assert other != first
+
+
+def test_a_missing_file_is_named(weights, tmp_path):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    (folder / "movq.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"movq.safetensors or movq.pt is missing in .*weights"):
+        get_T2V_pipeline("cpu", cache_dir=folder)
