@@ -66,7 +66,7 @@ def open_checkpoint(path: str | Path, expect: str | tuple[str, ...] | None = Non
     expected = (expect,) if isinstance(expect, str) else expect
     if expected and found.part not in expected:
         wanted = " or ".join(PARTS[part][0] for part in expected)
-        raise CheckpointError(f"{path.name} holds {what}, where {wanted} is expected; the node {loader} takes it.")
+        raise CheckpointError(f"{path.name} holds {what} instead of {wanted}; the node {loader} takes it.")
     check_complete(found, shapes, path.name)
     published = {name: tensors[in_file] for name, in_file in found.tensors.items()}
     if not all(tensor.is_floating_point() for tensor in published.values()):

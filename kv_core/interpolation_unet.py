@@ -5,8 +5,9 @@ all gaps of a clip are one batch, and the temporal layers run over the gaps.
 """
 
 from functools import partial
-from types import SimpleNamespace
+from typing import NamedTuple
 
+import torch
 from einops import rearrange
 from torch import nn
 
@@ -49,8 +50,14 @@ class TemporalAttentionBlock(nn.Module):
         return blend(x, self.feed_forward(self.out_norm(x, embedding)), self.temporal_merge2, mask)
 
 
-class Conditions(SimpleNamespace):
+class Conditions(NamedTuple):
     """What every level of one call shares: time `[b, T]`, context `[b, n, d]`, mask (additive), temporal_mask `[b]`."""
+
+    time: torch.Tensor
+    context: torch.Tensor
+    mask: torch.Tensor
+    temporal_mask: torch.Tensor
+    options: object
 
 
 class Level(layers.Level):

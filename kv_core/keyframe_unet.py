@@ -4,7 +4,7 @@ Arkhipkin et al. 2023, "FusionFrames: Efficient Architectural Aspects for Text-t
 Kandinsky 3's text-to-image U-Net with temporal convolutions and temporal attention between its blocks.
 """
 
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -65,11 +65,18 @@ class TemporalAttentionBlock(nn.Module):
         return x + self.feed_forward(self.ff_norm(x, embedding))
 
 
-class Conditions(SimpleNamespace):
+class Conditions(NamedTuple):
     """What every level of one call shares.
 
     time `[b, T]`; temporal `[b t, T]`, None in image mode; context `[b, n, d]`; mask, additive; branches b; options.
     """
+
+    time: torch.Tensor
+    temporal: torch.Tensor | None
+    context: torch.Tensor
+    mask: torch.Tensor
+    branches: int
+    options: object
 
 
 class Level(layers.Level):

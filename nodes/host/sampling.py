@@ -161,7 +161,7 @@ def prepare(stage, model, model_class, positive, negative, *guidance):
             "file in Load U-Net."
         )
     if not all(math.isfinite(weight) for weight in guidance):
-        raise ValueError(f"{stage} needs finite guidance, but got {', '.join(map(str, guidance))}.")
+        raise ValueError(f"{stage} needs finite guidance, but got {', '.join(map(str, guidance))}: enter numbers.")
     width = model.model.diffusion_model.context_dim
     _check_text(stage, "positive", positive, width)
     if negative is None:

@@ -138,7 +138,7 @@ def test_shapes_of_null_embeddings(tmp_path, shape):
 
 def test_the_loader_of_another_part_is_named(published):
     message = refusal(open_checkpoint, published / "video_movq.pt", expect="image_movq")
-    assert "the temporal MoVQ, where the image MoVQ is expected" in message and "Load Temporal MoVQ" in message
+    assert "the temporal MoVQ instead of the image MoVQ" in message and "Load Temporal MoVQ" in message
     message = refusal(open_checkpoint, published / "movq.pt", expect=("keyframe_unet", "interpolation_unet"))
     assert "the keyframe U-Net or the interpolation U-Net" in message and "Load MoVQ" in message
 

@@ -195,6 +195,7 @@ WRONG_FILES = {
     "the temporal MoVQ as MoVQ": ("movq", "movq_name", copy(VIDEO_MOVQ), "Load Temporal MoVQ takes it"),
     "the MoVQ as temporal MoVQ": ("video_movq", "video_movq_name", copy(MOVQ), "Load MoVQ takes it"),
     "an encoder as projections": ("text_encoder", "projections_name", copy(TEXT_ENCODER), "a T5 encoder"),
+    "a U-Net as encoder": ("text_encoder", "text_encoder_name", copy(KEYFRAMES), "the keyframe U-Net", "Load U-Net"),
     "a folder without tokenizer": ("text_encoder", "text_encoder_name", bare_folder, "no tokenizer", "copy Flan-UL2's"),
     "a cut U-Net": ("keyframe_unet", "unet_name", cut(KEYFRAMES), "cut short", "download"),
     "a cut MoVQ": ("movq", "movq_name", cut(MOVQ), "cut short", "download"),

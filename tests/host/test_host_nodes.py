@@ -105,6 +105,7 @@ def test_easycache(server, run_graph, stage):
 def test_torch_compile(adapters, stages, keyframe_model, interpolation_model, monkeypatch, backend, stage):
     from comfy.ldm.modules.attention import attention_pytorch
     from comfy_extras.nodes_torch_compile import TorchCompileModel
+    from torch._dynamo.utils import counters
 
     # The attention of GPUs; the CPU's own asks the system for its free memory, which no compiler can look into.
     monkeypatch.setattr(adapters.model, "optimized_attention", attention_pytorch)
@@ -112,5 +113,7 @@ def test_torch_compile(adapters, stages, keyframe_model, interpolation_model, mo
     sample = getattr(stages, stage)
     plain = sample(model, steps=2)
     torch._dynamo.reset()
+    counters.clear()
     compiled = sample(TorchCompileModel.execute(model, backend)[0], steps=2)
     torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=0)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], "or it compiles piece by piece"

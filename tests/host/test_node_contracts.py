@@ -320,7 +320,7 @@ def test_the_packs_own_models_are_found(pack_nodes, adapters):
 
 
 def test_files_of_other_parts_are_refused_by_name(parts, adapters):
-    with pytest.raises(ValueError, match="holds the temporal MoVQ, where the image MoVQ is expected"):
+    with pytest.raises(ValueError, match="holds the temporal MoVQ instead of the image MoVQ"):
         adapters.parts.load_movq(parts._movqs["video_movq"], "image_movq")
     with pytest.raises(ValueError, match="the node Load U-Net takes it"):
         adapters.parts.load_movq(parts._keyframes, "image_movq")
