@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,6 +25,7 @@ from kv_core.keyframe_unet import KeyframeUNet  # noqa: E402
 from kv_core.movq import MoVQ  # noqa: E402
 from kv_core.operations import TorchOperations  # noqa: E402
 from kv_core.text_encoder import BASE, INTERPOLATION, Projection, TextEncoder  # noqa: E402
+from training.tiny import END, PAD, UNKNOWN, text_files  # noqa: E402
 
 CONTEXT_DIM = 64
 UNET = {
@@ -36,7 +36,6 @@ UNET = {
 MOVQ = {"ch": 32, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}  # four levels: a latent is an eighth of the picture
 ENCODER = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 2}
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1 and 2, as the T5's
 WORDS = """
 a above after again against all along among an ancient and animal apple around art at autumn baby ball balloon beach
 bear beautiful before behind below beside between bicycle big bird black blue boat book boy bread bridge bright brown
@@ -64,7 +63,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     models_folder = options.out / "models"
     files = weight_files(models_folder)
-    texts = text_files(models_folder)
+    texts = text_files(models_folder / "text_encoders/kv-tiny/flan-ul2", ENCODER, vocabulary())
     if not options.force and all(path.is_file() for path in [*files, *texts]):
         print(f"The tiny weights are in {models_folder} already.")
         return
@@ -125,44 +124,11 @@ def _random_tensor(part, name, shape):
     return weight * 0.1 if name.startswith("out_layer.2.") else weight
 
 
-def text_files(folder):
-    """{path: text} of the T5 folder's config and tokenizer."""
-    flan = folder / "text_encoders/kv-tiny/flan-ul2"
-    special = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
-    config = ENCODER | {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        "feed_forward_proj": "gated-silu",
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "vocab_size": len(vocabulary()),
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-    }
-    contents = {
-        "config.json": config,
-        "tokenizer.json": json.loads(tokenizer().to_str()),
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128, **special},
-        "special_tokens_map.json": special,
-    }
-    return {flan / name: json.dumps(content, indent=1, sort_keys=True) + "\n" for name, content in contents.items()}
-
-
 def vocabulary():
     """{piece: id}: the special tokens, common words, and every character, so that any English text has its own ids."""
     characters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = [PAD, END, UNKNOWN, *WORDS, *characters, *(f"##{character}" for character in characters)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-
-
-def tokenizer():
-    """Splits text into lower-case words and punctuation, unknown words into characters, and appends the end token."""
-    tokens = Tokenizer(models.WordPiece(vocabulary(), unk_token=UNKNOWN))
-    tokens.normalizer = normalizers.Lowercase()
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokens.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
-    tokens.add_special_tokens([PAD, END, UNKNOWN])
-    return tokens
 
 
 if __name__ == "__main__":

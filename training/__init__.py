@@ -1,0 +1,1 @@
+"""Training of the tiny models; the losses are those of the published sizes too."""
