@@ -70,7 +70,7 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     return mse_loss(out, velocity(between, noise, time))
 
 
-def reconstruction_loss(movq, pixels, generator, latent_noise=0.05, latent_weight=0.1):
+def reconstruction_loss(movq, pixels, generator, latent_noise=0.05, latent_weight=1.0):
     """Absolute error of decoded pixels `[b, 3, H, W]`; a temporal MoVQ takes the frames of one chunk.
 
     Latents beyond [-1, 1], where the sampler clamps, are pulled back; noise on them makes the decoder forgive what a

@@ -56,9 +56,11 @@ class Tiny:
 
 def train_movq(parts):
     def loss(step, generator):
-        scenes = world.sample_scenes(16, torch.ones(16), generator)
+        # Every fourth batch at twice the size, as first frames are drawn; as many pixels each.
+        count, size = (4, 2 * world.SIZE) if step % 4 == 0 else (16, world.SIZE)
+        scenes = world.sample_scenes(count, torch.ones(count), generator)
         time = torch.rand(1, generator=generator) * (world.KEYFRAMES - 1)
-        frames = world.draw(scenes, time)[:, 0].to(parts.device)
+        frames = world.draw(scenes, time, size)[:, 0].to(parts.device)
         return losses.reconstruction_loss(parts.movq, frames, generator)
 
     _finish(Trainer("movq", {"movq": parts.movq}, parts.folder, parts.steps(6000), 2e-3).run(loss))
