@@ -73,7 +73,7 @@ def published(tmp_path_factory):
     projections = model("projections")
     torch.save({name: layer.state_dict() for name, layer in projections.items()}, folder / PUBLISHED["projections"])
     write_shards(folder / "flan-ul2", model("text_encoder").state_dict())
-    for path, text in tiny_weights.text_files(Path()).items():
+    for path, text in tiny_weights.text_files(Path(), tiny_weights.ENCODER, tiny_weights.vocabulary()).items():
         (folder / "flan-ul2" / path.name).write_text(text)
     return folder
 
