@@ -127,8 +127,11 @@ def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):
 
 def load_text_encoder(path, projections_path, weight_dtype="default"):
     """Loads Flan-UL2 from a folder or a file beside its tokenizer, and the projections file that goes with it."""
-    checkpoints.open_checkpoint(path, expect="text_encoder")  # or a wrong file would be asked for its tokenizer
-    tokenizer = load_tokenizer(path if Path(path).is_dir() else Path(path).parent)
+    try:
+        tokenizer = load_tokenizer(path if Path(path).is_dir() else Path(path).parent)
+    except FileNotFoundError:
+        checkpoints.open_checkpoint(path, expect="text_encoder")  # of a wrong file, say that rather
+        raise
     return TextEncoder(text_encoder_patcher(path, projections_path, weight_dtype), tokenizer)
 
 

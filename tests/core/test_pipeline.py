@@ -12,7 +12,7 @@ from kv_core.diffusion import SeededNoise
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.operations import TorchOperations
-from kv_core.pipeline import KandinskyVideoPipeline, get_T2V_pipeline, motion_score
+from kv_core.pipeline import PARTS, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
 from kv_core.text_encoder import Tokens
 from tests.core.test_movq import build as build_movq
 from tests.core.test_text_encoder import build as build_text_model
@@ -210,6 +210,13 @@ def test_pipeline_from_a_folder(weights):
     for other in (clip("a red fox", seed=6), clip("a blue whale", seed=5), clip("a red fox", seed=5, motion="extreme"),
                   clip("a red fox", seed=5, negative_prompt="rain")):  # fmt: skip
         assert other != first
+
+
+def test_every_part_has_its_own_type(weights):
+    pipe = get_T2V_pipeline(dict.fromkeys(PARTS, "cpu"), weights, dtype_map={"keyframe_unet": torch.bfloat16})
+    types = [next(module.parameters()).dtype for module in (pipe.keyframe[0], pipe.interpolation[0], pipe.text_model)]
+    assert types == [torch.bfloat16, torch.float32, torch.float32]
+    assert pipe("a fox", width=64, height=64, fps="low", steps=(1, 1, 1), keyframes=2)[0].size == (64, 64)
 
 
 def test_a_missing_file_is_named(weights, tmp_path):
