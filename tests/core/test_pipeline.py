@@ -212,6 +212,19 @@ def test_pipeline_from_a_folder(weights):
         assert other != first
 
 
+def test_the_seed_reaches_every_stage(weights):
+    pipe = get_T2V_pipeline("cpu", weights)
+    texts = pipe.encode_text("a red fox")
+    frame, clip = torch.zeros(1, 4, 1, 8, 8), torch.zeros(1, 4, 2, 8, 8)
+    stages = [
+        lambda seed: pipe.first_frame(texts, 64, 64, 1.0, 2, seed),
+        lambda seed: pipe.keyframes(texts, frame, 10, 20, 1.0, 1.0, 2, seed, count=2),
+        lambda seed: pipe.interpolate(texts, clip, 3, 0.5, 2, seed),
+    ]
+    for stage in stages:
+        assert torch.equal(stage(1), stage(1)) and not torch.equal(stage(1), stage(2))
+
+
 def test_every_part_has_its_own_type(weights):
     pipe = get_T2V_pipeline(dict.fromkeys(PARTS, "cpu"), weights, dtype_map={"keyframe_unet": torch.bfloat16})
     types = [next(module.parameters()).dtype for module in (pipe.keyframe[0], pipe.interpolation[0], pipe.text_model)]

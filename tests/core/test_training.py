@@ -8,7 +8,8 @@ from kv_core import diffusion, frames
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.movq import MoVQ
-from training import losses, tiny, world
+from kv_core.text_encoder import load_tokenizer
+from training import data, losses, tiny, train, world
 from training.tiny import TrainableOperations, trainable
 from training.trainer import Trainer
 
@@ -163,3 +164,43 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 def test_folding_of_gaps_keeps_frames_in_order():
     clip = rearrange(torch.arange(9.0), "t -> 1 1 t 1 1").expand(1, 4, 9, 1, 1)
     assert losses.gap_frames(clip)[0, ::4, :, 0, 0].tolist() == [[1, 5], [2, 6], [3, 7]]
+
+
+class Transparent:
+    """A MoVQ whose latents are the pixels, times `gain`."""
+
+    def __init__(self, gain=1.0):
+        self.gain = gain
+
+    def encode(self, pixels):
+        return self.gain * pixels
+
+    def decode(self, latents):
+        return latents / self.gain
+
+
+def test_latents_beyond_the_samplers_clamp_cost():
+    pixels = torch.ones(2, 3, 8, 8)
+    inside, beyond = (losses.reconstruction_loss(Transparent(gain), pixels, generator(), 0.0) for gain in (0.9, 1.95))
+    assert inside < 1e-6 and beyond.item() == pytest.approx(1.0)
+
+
+def test_clips_are_at_the_rates_of_interpolation(tmp_path):
+    clips = data.make(tmp_path / "clips.safetensors", Transparent(), 12, chunk=6)
+    assert torch.equal(clips["medium"][:, ::4], clips["keyframes"])
+    assert clips["first_frame"].shape == (12, 3, 128, 128)
+    tracks = world.read(clips["high"][:, [0, 32]].float().flatten(0, 1)).centre.reshape(12, 2, 2)
+    scenes = data.scenes(clips, torch.arange(12))
+    moved = scenes.speed * (scenes.direction != list(world.DIRECTIONS).index("still"))
+    torch.testing.assert_close((tracks[:, 1] - tracks[:, 0]).norm(dim=1), 2 * moved, atol=0.05, rtol=0)
+
+
+def test_training_reads_captions_as_the_pipeline_does(tmp_path):
+    parts = train.Tiny(tmp_path)
+    for path, content in tiny.text_files(tmp_path, tiny.ENCODER, tiny.vocabulary()).items():
+        path.write_text(content)
+    caption = world.caption("red", "circle", "right", "grey")
+    tokens = load_tokenizer(tmp_path)(caption)
+    expected = parts.text.encode(tokens.input_ids, tokens.attention_mask)
+    for ours, theirs in zip(parts.encode([caption]), expected):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
