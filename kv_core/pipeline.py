@@ -247,17 +247,20 @@ def get_T2V_pipeline(device_map, cache_dir="weights", dtype_map=None):  # noqa: 
     dtype_map: likewise for types; left out, U-Nets on a GPU are float16 and all else float32, as published.
     Nothing is downloaded. Raises FileNotFoundError and CheckpointError with one sentence.
     """
+    return load_pipeline({part: _find(cache_dir, part) for part in PARTS}, device_map, dtype_map)
+
+
+def load_pipeline(paths, device_map, dtype_map=None):
+    """The same from files of any name: `paths` has one for every name in PARTS."""
     models, nulls = {}, {}
     for part, model_class in _CLASSES.items():
-        checkpoint = open_checkpoint(_find(cache_dir, part), expect=part)
+        checkpoint = open_checkpoint(paths[part], expect=part)
         device, dtype = _placement(part, device_map, dtype_map)
         models[part] = _load(model_class(**checkpoint.config, **_FACTORY), checkpoint.state_dict(), device, dtype)
         nulls[part] = checkpoint.null_embedding
-    folder = _find(cache_dir, "text_encoder")
-    text_model = _load_text_model(folder, _find(cache_dir, "projections"), device_map, dtype_map)
     return KandinskyVideoPipeline(
-        text_model,
-        load_tokenizer(folder),
+        _load_text_model(paths["text_encoder"], paths["projections"], device_map, dtype_map),
+        load_tokenizer(paths["text_encoder"]),
         (models["keyframe_unet"], nulls["keyframe_unet"]),
         (models["interpolation_unet"], nulls["interpolation_unet"]),
         models["image_movq"],

@@ -24,19 +24,21 @@ class Parser(argparse.ArgumentParser):
 
 def arguments() -> Parser:
     parser = Parser(
-        description="Make a clip with ComfyUI and this pack's tiny models. Their weights are random, so the picture is "
-        "coloured noise; everything else is what the real models go through.",
+        description="Make a clip with ComfyUI and this pack's tiny models. They know one small world: a circle, "
+        "square, triangle or cross in red, green, blue, yellow, purple or cyan, moving left, right, up or down or "
+        "standing still on a black, white, grey or brown background. All else is what the real models go through.",
     )
-    parser.add_argument("--prompt", help="what the clip shows")
+    prompt = 'what the clip shows (default: "a red circle moving right on a black background")'
+    parser.add_argument("--prompt", help=prompt)
     parser.add_argument("--negative", help="what it must not show (default: the models' own null prompt)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="animate this picture, not a drawn one")
     rates = "12, 45 or 177 frames in 5.5 s (default: medium)"
     parser.add_argument("--fps", choices=["low", "medium", "high"], default="medium", help=rates)
     parser.add_argument("--motion", choices=["low", "medium", "high", "extreme"], help="how much moves")
     parser.add_argument("--seed", type=int, help="the same seed gives the same clip")
-    parser.add_argument("--width", type=int, default=192, metavar="PIXELS", help="a multiple of 64 (default: 192)")
-    parser.add_argument("--height", type=int, default=192, metavar="PIXELS", help="a multiple of 64 (default: 192)")
-    parser.add_argument("--steps", type=int, default=10, help="of every sampler but interpolation (default: 10)")
+    parser.add_argument("--width", type=int, default=64, metavar="PIXELS", help="a multiple of 64 (default: 64)")
+    parser.add_argument("--height", type=int, default=64, metavar="PIXELS", help="a multiple of 64 (default: 64)")
+    parser.add_argument("--steps", type=int, default=50, help="of every sampler but interpolation (default: 50)")
     parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="the clip's file (default: a new one in output/)")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI open in the end, to go on in its editor")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: the accelerator torch sees")
@@ -71,7 +73,6 @@ def main() -> int:
     if fault:
         parser.error(fault)
     found = host.prepare(options.comfyui)
-    host.write_tiny_weights(found.python)
     settings = {
         name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()
     }

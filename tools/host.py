@@ -43,15 +43,6 @@ TEST_TOOLS = ["pytest", "ruff"]
 # models up to forty times slower.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
-TINY_WEIGHTS = [
-    "diffusion_models/kv-tiny/keyframes.safetensors",
-    "diffusion_models/kv-tiny/interpolation.safetensors",
-    "vae/kv-tiny/movq.safetensors",
-    "vae/kv-tiny/video_movq.safetensors",
-    "text_encoders/kv-tiny/flan-ul2/model.safetensors",
-    "text_encoders/kv-tiny/t5_projections.safetensors",
-]
-
 
 class HostError(Exception):
     """Setting up cannot go on; the message is one sentence that says why and what cures it."""
@@ -314,16 +305,6 @@ def _last_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["it said nothing"])[-1]
-
-
-def write_tiny_weights(python: Path) -> None:
-    """Write the tiny models that the demo and the tests run, where one of them is missing."""
-    if all((ROOT / "models" / name).is_file() for name in TINY_WEIGHTS):
-        return
-    with step("Writing the tiny models"):
-        written = subprocess.run([python, ROOT / "tools/tiny_weights.py"], capture_output=True, text=True, check=False)
-    if written.returncode != 0:
-        raise HostError(f"The tiny models could not be written: {_last_line(written.stdout + written.stderr)}")
 
 
 # What the user sees

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
-from PIL import Image, ImageDraw, ImageOps  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from tools import host, templates  # noqa: E402
 from tools.editor import Editor  # noqa: E402
@@ -36,20 +36,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         server = templates.new_server(options.comfyui, Path(work))
         with server:
-            draw_example(server.input / "example.png")
             asyncio.run(take(server, options.names or templates.names(), not options.as_opened))
     return 0
-
-
-def draw_example(path: Path) -> None:
-    """A sun over hills, in the place of the picture that ComfyUI's own input folder has under this name."""
-    sky = Image.linear_gradient("L").resize((768, 768))
-    picture = ImageOps.colorize(sky, "#3d6fb4", "#f6b26b")
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((430, 250, 630, 450), fill="#fff2cc")
-    draw.ellipse((-300, 420, 560, 1200), fill="#38761d")
-    draw.ellipse((200, 500, 1100, 1300), fill="#6aa84f")
-    picture.save(path)
 
 
 async def take(server: Server, names: list[str], run: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -24,7 +23,6 @@ from tools.host import PATIENT_THREADS, ROOT, Host, HostError
 
 PACK = "kandinsky-video"  # its folder's name in custom_nodes
 PACK_NODE = "KandinskyVideoUNetLoader"  # asked for after the start, to see that the pack was loaded
-EXAMPLE = "example.png"  # ComfyUI's own picture, which the templates with pictures begin with
 START_SECONDS = 300
 STOP_SECONDS = 20
 
@@ -189,9 +187,6 @@ class Server:
     def __enter__(self) -> Server:
         for folder in (self.work / "custom_nodes", self.input, self.output):
             folder.mkdir(parents=True, exist_ok=True)
-        example = self.host.path / "input" / EXAMPLE
-        if example.is_file() and not (self.input / EXAMPLE).exists():
-            shutil.copyfile(example, self.input / EXAMPLE)
         link_pack(self.work / "custom_nodes" / PACK)
         self.port = free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}")

@@ -278,8 +278,8 @@ def published(graph: dict) -> str:
             sizes.append(f"- {title}: {PUBLISHED_SIZE[node['class_type']]}")
     return "\n".join(
         [
-            "As it opens, the graph runs the tiny models that tools/tiny_weights.py writes: random weights, so the "
-            "pictures are coloured noise. For the published ones choose",
+            "As it opens, the graph runs the pack's own tiny models. They know simple shapes that move on plain "
+            "backgrounds, in words such as those of the prompt here. For the published models choose",
             "",
             *files,
             "",

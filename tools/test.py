@@ -1,6 +1,6 @@
 """Run every check of this pack: `python3 tools/test.py [pytest arguments]`.
 
-Finds or sets up ComfyUI (see host.py), writes the tiny models, then runs ruff and pytest in ComfyUI's Python.
+Finds or sets up ComfyUI (see host.py), then runs ruff and pytest in ComfyUI's Python.
 """
 
 import argparse
@@ -22,7 +22,6 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="run the tests marked slow too")
     options, pytest_arguments = parser.parse_known_args()
     found = host.prepare(options.comfyui)
-    host.write_tiny_weights(found.python)
     if not options.slow:
         pytest_arguments = ["-m", "not slow", *pytest_arguments]
     environ = {**host.PATIENT_THREADS, **os.environ, "COMFYUI_PATH": str(found.path), "PYTHONUTF8": "1"}

@@ -16,17 +16,19 @@ from kv_core import diffusion, frames
 from kv_core.text_encoder import null_context
 
 
-def first_frame_loss(unet, latents, text, null_embedding, generator, drop_text=0.1):
+def first_frame_loss(unet, latents, text, null_embedding, generator, drop_text=0.1, most_weight=100.0):
     """Noise prediction in image mode, latents `[b, 4, 1, h, w]`; a share of the rows loses its text."""
     context, mask = without(text, null_embedding, chance(len(latents), drop_text, generator))
     noisy, noise, time = noised(latents, generator)
     nothing_given = noisy.new_zeros(len(noisy), 5, *noisy.shape[2:])
-    return mse_loss(unet(torch.cat([noisy, nothing_given], dim=1), time, context, mask, mode="image"), noise)
+    out = unet(torch.cat([noisy, nothing_given], dim=1), time, context, mask, mode="image")
+    return noise_loss(out, noise, time, most_weight)
 
 
 def keyframe_loss(
-    unet, latents, text, null_embedding, motion_score, generator, drop_text=0.1, drop_all=0.1, most_augmentation=200
-):
+    unet, latents, text, null_embedding, motion_score, generator,
+    drop_text=0.1, drop_all=0.1, most_augmentation=200, most_weight=100.0,
+):  # fmt: skip
     """Noise prediction in video mode, motion_score `[b]`.
 
     The first frame is given with up to `most_augmentation` steps of noise. A share of the rows loses its text, another
@@ -49,10 +51,10 @@ def keyframe_loss(
         motion_score=motion_score[:, None].to(latents.device),
         noise_augmentation=augmentation[:, None].to(latents.device),
     )  # fmt: skip
-    return mse_loss(out, noise)
+    return noise_loss(out, noise, time, most_weight)
 
 
-def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generator, drop_all=0.15):
+def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generator, drop_all=0.1):
     """Velocity of the three frames in every gap of clips with 4g + 1 frames, the gap's ends given; skip_frames `[b]`.
 
     A share of the rows loses text, neighbours and temporal layers at once: the sampler's unconditional branch.
@@ -70,16 +72,29 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     return mse_loss(out, velocity(between, noise, time))
 
 
-def reconstruction_loss(movq, pixels, generator, latent_noise=0.05, latent_weight=1.0):
+def reconstruction_loss(movq, pixels, generator, latent_noise=0.08, latent_weight=1.0):
     """Absolute error of decoded pixels `[b, 3, H, W]`; a temporal MoVQ takes the frames of one chunk.
 
-    Latents beyond [-1, 1], where the sampler clamps, are pulled back; noise on them makes the decoder forgive what a
-    sampler gets slightly wrong.
+    The decoder is shown latents as a sampler hands them on: clamped to [-1, 1], with some noise left. What lies beyond
+    is pulled back, so that nothing is lost in the clamp.
     """
     latents = movq.encode(pixels)
     beyond = (latents.abs() - 0.95).clamp(min=0).square().mean()
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return l1_loss(movq.decode(latents + latent_noise * noise), pixels) + latent_weight * beyond
+    decoded = movq.decode(latents.clamp(-1, 1) + latent_noise * noise)
+    return l1_loss(decoded, pixels) + latent_weight * beyond
+
+
+def noise_loss(predicted, noise, time, most_weight):
+    """Squared error of the noise, each row's weighted by 1 / SNR of its timestep, from 1 to `most_weight`.
+
+    The error of the noise hardly shows an error of what the noise hides: where shape, colour and way are decided, at
+    the first steps of sampling, the signal is too weak. Weighted so, it counts as an error of the clean latent there
+    (Salimans & Ho 2022, section 4, truncated SNR weighting). A `most_weight` of 1 weights all alike.
+    """
+    abar = diffusion.alphas_cumprod().to(predicted)[time]
+    weight = ((1 - abar) / abar).clamp(1, most_weight)
+    return (weight * (predicted - noise).square().flatten(1).mean(1)).mean()
 
 
 def gap_frames(latents):

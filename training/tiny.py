@@ -10,10 +10,17 @@ from kv_core.operations import TorchOperations
 from .world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
 
 CONTEXT_DIM = 64
-UNET = {
-    "model_channels": 32, "init_channels": 32, "time_embed_dim": 80, "context_dim": CONTEXT_DIM, "groups": 8,
-    "head_dim": 16, "expansion_ratio": 2, "dim_mult": (1, 2, 3), "num_blocks": (1, 1, 1),
+# A normalised group's size wavers with the noise in it, the more the fewer numbers it has, and with it the noise that
+# is predicted. At 8x8 latents that hides faint signals, so here all channels are one group.
+KEYFRAME_UNET = {
+    "model_channels": 16, "init_channels": 48, "time_embed_dim": 80, "context_dim": CONTEXT_DIM, "groups": 1,
+    "head_dim": 16, "expansion_ratio": 2, "dim_mult": (3, 4, 6), "num_blocks": (1, 1, 1),
     "add_cross_attention": (False, True, True), "add_self_attention": (False, True, True),
+}  # fmt: skip
+# Skips leave a level after its down-sampling, so the outermost width must hold four times the predicted channels.
+INTERPOLATION_UNET = KEYFRAME_UNET | {
+    "model_channels": 64, "groups": 8, "dim_mult": (1, 1), "num_blocks": (1, 1),
+    "add_cross_attention": (False, True), "add_self_attention": (False, True),
 }  # fmt: skip
 MOVQ = {"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1}  # four levels: a latent is an eighth of the picture
 ENCODER = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 2}
@@ -28,9 +35,9 @@ def vocabulary():
     return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
-def tokenizer(vocabulary):
-    """Splits text into lower-case words, these into the vocabulary's pieces, and appends the end token."""
-    tokens = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+def tokenizer():
+    """Splits text into lower-case words and appends the end token."""
+    tokens = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
     tokens.normalizer = normalizers.Lowercase()
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
@@ -38,22 +45,25 @@ def tokenizer(vocabulary):
     return tokens
 
 
-def text_files(folder, encoder, vocabulary):
+def encoder_config():
+    return ENCODER | {"vocab_size": len(vocabulary())}
+
+
+def text_files(folder):
     """{path: text} of what a Hugging Face folder of the encoder holds beside its weights."""
     special = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
-    config = encoder | {
+    config = encoder_config() | {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
         "feed_forward_proj": "gated-silu",
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
-        "vocab_size": len(vocabulary),
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
     contents = {
         "config.json": config,
-        "tokenizer.json": json.loads(tokenizer(vocabulary).to_str()),
+        "tokenizer.json": json.loads(tokenizer().to_str()),
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128, **special},
         "special_tokens_map.json": special,
     }

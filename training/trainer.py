@@ -8,21 +8,29 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+# For processes that run side by side, read when they start. By default torch's threads wait for each other in a busy
+# loop, in the other's way; and glibc gives large tensors back to the system after every use and asks for them again.
+SIDE_BY_SIDE = {
+    "OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"
+}  # fmt: skip
+
 
 class Trainer:
     """Trains `modules` (name -> module) for `steps` steps of loss(step, generator).
 
-    AdamW with a warm-up and a cosine to zero; `averages()` are the weights' exponential moving averages, which sample
-    better than the last ones. The state goes to `<folder>/<name>.state.pt`, atomically, every `save_every` seconds; the
-    curve to `<name>.csv`. The randomness of a step depends on the seed and the step alone, so a resumed run is the
-    same run.
+    AdamW with a warm-up and a cosine to zero; `shadow` (name -> state dict) are the weights' exponential moving
+    averages, which sample better than the last ones. The state goes to `<folder>/<name>.state.pt`, atomically, every
+    `save_every` seconds; the curve to `<name>.csv`. The randomness of a step depends on the seed and the step alone,
+    so a resumed run is the same run.
     """
 
     def __init__(self, name, modules, folder, steps, learning_rate, *, seed=0, decay=0.999, save_every=120):
         self.name, self.modules, self.folder, self.steps = name, modules, Path(folder), steps
         self.learning_rate, self.seed, self.decay, self.save_every = learning_rate, seed, decay, save_every
         parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(
+            parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
         self.parameters = parameters
         self.shadow = {key: _copy(module) for key, module in modules.items()}
         self.step = 0
@@ -31,17 +39,18 @@ class Trainer:
     def state_path(self):
         return self.folder / f"{self.name}.state.pt"
 
-    def averages(self):
-        """name -> state dict of the averaged weights."""
-        return self.shadow
-
     def run(self, loss):
         """Trains to the end, from where an earlier run stopped; does nothing where it is finished."""
         self._resume()
-        saved = time.monotonic()
-        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, disable=self.step == self.steps)
+        saved, parent = time.monotonic(), os.getppid()
+        bar = tqdm(
+            total=self.steps, initial=self.step, desc=self.name, disable=self.step == self.steps, mininterval=1,
+            position=int(os.environ.get("TQDM_POSITION", 0)),
+        )  # fmt: skip
         mean = None
         while self.step < self.steps:
+            if os.getppid() != parent:
+                raise SystemExit(1)  # whoever started this process was killed
             value = self._train_step(loss)
             mean = value if mean is None else 0.98 * mean + 0.02 * value
             bar.update()
@@ -66,8 +75,8 @@ class Trainer:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for key, module in self.modules.items():
-                for name, weight in module.state_dict().items():
-                    self.shadow[key][name].lerp_(weight, 1 - decay)
+                weights = module.state_dict()
+                torch._foreach_lerp_([self.shadow[key][name] for name in weights], [*weights.values()], 1 - decay)
         return value.item()
 
     def _schedule(self):

@@ -1,15 +1,23 @@
 """The toy world reads back what it draws, and the losses train what the sampler asks for."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
 
 from kv_core import diffusion, frames
+from kv_core.checkpoints import open_checkpoint
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.movq import MoVQ
-from kv_core.text_encoder import load_tokenizer
-from training import data, losses, tiny, train, world
+from kv_core.text_encoder import TextModel, load_tokenizer
+from training import data, losses, report, tiny, train, words, world
+from training.stages import Stages
 from training.tiny import TrainableOperations, trainable
 from training.trainer import Trainer
 
@@ -23,7 +31,7 @@ def clips():
     """(scenes, three true frames of each, what the reader sees in them)."""
     scores = torch.tensor([1.0, 10.0, 50.0, 100.0]).repeat(60)
     scenes = world.sample_scenes(len(scores), scores, generator())
-    drawn = world.draw(scenes, torch.tensor([0.0, 6.0, 11.0]))
+    drawn = world.draw(scenes, torch.tensor([0.0, 4.0, 11.0]))
     return scenes, drawn, world.read(drawn.flatten(0, 1))
 
 
@@ -37,11 +45,11 @@ def test_true_clips_are_read_back(clips, name):
 def test_motion_is_read_back(clips):
     scenes, _, seen = clips
     tracks = seen.centre.reshape(-1, 3, 2)
-    assert (tracks - world.positions(scenes, torch.tensor([0.0, 6.0, 11.0]))).abs().max() < 0.2
+    assert (tracks - world.positions(scenes, torch.tensor([0.0, 4.0, 11.0]))).norm(dim=2).quantile(0.99) < 0.3
     assert (world.read_direction(tracks) == scenes.direction).float().mean() > 0.99
     moving = scenes.direction != list(world.DIRECTIONS).index("still")
-    ways = (tracks[:, -1] - tracks[:, 0]).norm(dim=1)[moving] / 11
-    torch.testing.assert_close(ways, scenes.speed[moving], atol=0.02, rtol=0)
+    ways = (tracks[:, 1] - tracks[:, 0]).norm(dim=1)[moving] / 4  # before a fast one reaches the edge
+    torch.testing.assert_close(ways, scenes.speed[moving], atol=0.1, rtol=0)
 
 
 def test_an_empty_picture_is_not_found():
@@ -155,7 +163,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
             trainer.run(loss)
         except KeyboardInterrupt:
             return train(folder)
-        return trainer.averages()["movq"]
+        return trainer.shadow["movq"]
 
     whole, resumed = train(tmp_path / "whole"), train(tmp_path / "killed", stop=4)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -182,25 +190,123 @@ class Transparent:
 def test_latents_beyond_the_samplers_clamp_cost():
     pixels = torch.ones(2, 3, 8, 8)
     inside, beyond = (losses.reconstruction_loss(Transparent(gain), pixels, generator(), 0.0) for gain in (0.9, 1.95))
-    assert inside < 1e-6 and beyond.item() == pytest.approx(1.0)
+    lost_in_the_clamp = 1 - 1 / 1.95
+    assert inside < 1e-6 and beyond.item() == pytest.approx(1.0 + lost_in_the_clamp)
+
+
+class PixelMoVQ(Transparent):
+    """The same as the module that encodes a training's clips."""
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
 
 
 def test_clips_are_at_the_rates_of_interpolation(tmp_path):
-    clips = data.make(tmp_path / "clips.safetensors", Transparent(), 12, chunk=6)
-    assert torch.equal(clips["medium"][:, ::4], clips["keyframes"])
-    assert clips["first_frame"].shape == (12, 3, 128, 128)
-    tracks = world.read(clips["high"][:, [0, 32]].float().flatten(0, 1)).centre.reshape(12, 2, 2)
-    scenes = data.scenes(clips, torch.arange(12))
-    moved = scenes.speed * (scenes.direction != list(world.DIRECTIONS).index("still"))
-    torch.testing.assert_close((tracks[:, 1] - tracks[:, 0]).norm(dim=1), 2 * moved, atol=0.05, rtol=0)
+    clips = data.interpolation_clips(tmp_path, PixelMoVQ, 12)
+    assert clips["medium"].shape == clips["high"].shape == (12, 45, 3, 64, 64)
+    moved = data.scenes(clips, torch.arange(12))
+    moved = moved.speed * (moved.direction != list(world.DIRECTIONS).index("still"))
+    early = torch.minimum(moved * 4, torch.tensor(13.2))  # the way that every shape has room for
+
+
+    def ways(rate, frame):
+        tracks = world.read(clips[rate][:, [0, frame]].float().flatten(0, 1)).centre.reshape(12, 2, 2)
+        return (tracks[:, 1] - tracks[:, 0]).norm(dim=1)
+
+    torch.testing.assert_close(ways("medium", 16), early, atol=0.3, rtol=0)
+    high = ways("high", 32)  # begins anywhere in the clip, so a fast one may be at the edge
+    assert (high <= 2 * moved + 0.3).all() and (high - 2 * moved).abs().median() < 0.2
+
+
+def test_keyframe_clips_begin_with_their_first_frame(tmp_path):
+    clips = data.keyframe_clips(tmp_path, PixelMoVQ, 12)
+    assert clips["keyframes"].shape == (12, 12, 3, 64, 64) and clips["first_frame"].shape == (12, 3, 128, 128)
+    small = torch.nn.functional.avg_pool2d(clips["first_frame"].float(), 2)
+    assert (small - clips["keyframes"][:, 0].float()).abs().mean() < 0.01
+    assert 1 <= clips["motion_score"].min() and clips["motion_score"].max() <= 100
+    again = data.keyframe_clips(tmp_path, None, 12)  # from the file
+    assert torch.equal(again["keyframes"], clips["keyframes"])
+
+
+def test_prompts_to_judge_by_are_never_trained_on():
+    def drawn(unseen):
+        scenes = world.sample_scenes(3000, torch.ones(3000), generator(), unseen)
+        return set(scenes.captions())
+
+    assert len(drawn(True)) == 60 and not drawn(True) & drawn(False)
 
 
 def test_training_reads_captions_as_the_pipeline_does(tmp_path):
-    parts = train.Tiny(tmp_path)
-    for path, content in tiny.text_files(tmp_path, tiny.ENCODER, tiny.vocabulary()).items():
+    text = Stages(tmp_path)._text_model()
+    for path, content in tiny.text_files(tmp_path).items():
         path.write_text(content)
     caption = world.caption("red", "circle", "right", "grey")
     tokens = load_tokenizer(tmp_path)(caption)
-    expected = parts.text.encode(tokens.input_ids, tokens.attention_mask)
-    for ours, theirs in zip(parts.encode([caption]), expected):
+    expected = text.encode(tokens.input_ids, tokens.attention_mask)
+    for ours, theirs in zip(text.encode(*words.tokens([caption])), expected):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_what_a_caption_names():
+    ids, mask = words.tokens(["a red circle moving up", "a blue square standing still"])
+    colour, shape, direction, background = (words.named(ids, kind).tolist() for kind in words.KINDS)
+    assert colour == [1, 3] and shape == [1, 2] and direction == [3, 5] and background == [0, 0]
+    assert mask.tolist() == [[1] * 6 + [0]] * 2
+
+
+def test_the_text_stage_learns_what_captions_name():
+    torch.manual_seed(0)
+    text = trainable(TextModel(tiny.encoder_config(), tiny.CONTEXT_DIM, operations=TrainableOperations))
+    heads = words.Heads()
+    optimiser = torch.optim.Adam([*text.parameters(), *heads.parameters()], 2e-3)
+    curve = []
+    for step in range(60):
+        optimiser.zero_grad()
+        loss = words.loss(text, heads, generator(step), 32)
+        loss.backward()
+        optimiser.step()
+        curve.append(loss.item())
+    assert sum(curve[-10:]) < 0.5 * sum(curve[:10])
+
+
+def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
+    work, out = tmp_path / "work", tmp_path / "models"
+    command = [sys.executable, "-m", "training.train", "--work", work, "--out", out, "--scale", "0.0003", "--no-report"]
+    root = Path(train.__file__).parent.parent
+    part = subprocess.run([*command, "--stages", "movq", "text"], cwd=root, capture_output=True, text=True)
+    assert part.returncode == 0, part.stderr
+    assert "Still to train: keyframes, movq_decoder, video_movq, interpolation." in part.stdout
+    first = (work / "movq.state.pt").stat().st_mtime_ns
+    whole = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert (work / "movq.state.pt").stat().st_mtime_ns == first
+    found = {str(path.relative_to(out)): open_checkpoint(path).part for path in out.rglob("*.safetensors")}
+    assert sorted(found.values()) == [
+        "image_movq", "interpolation_unet", "keyframe_unet", "projections", "text_encoder", "video_movq"
+    ]  # fmt: skip
+    # The encoder was settled by the first stage; the later ones leave it alone.
+    image, video = (open_checkpoint(out / "vae/kv-tiny" / f"{name}.safetensors").state_dict()
+                    for name in ("movq", "video_movq"))  # fmt: skip
+    assert all(torch.equal(value, video[name]) for name, value in image.items() if name.startswith("encoder."))
+
+
+def test_a_failing_stage_ends_the_training(tmp_path):
+    options = train.parse(["--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="goes on from"):
+        train.run_lanes([["video_movq"]], options)  # there is no MoVQ to begin with
+
+
+def test_pictures_of_a_report(tmp_path):
+    (tmp_path / "movq.csv").write_text("50,0.5\n100,0.2\n100,0.25\n150,0.1\n")
+    points = report.read_curve(tmp_path / "movq.csv")
+    assert points == [(50, 0.5), (100, 0.25), (150, 0.1)]
+    plot = report.plot({"movq": points})
+    line = numpy.argwhere((numpy.asarray(plot) == (0, 0, 255)).all(-1))
+    # The line falls from the upper left to the lower right corner of its panel.
+    assert line[line[:, 1].argmin(), 0] < line[line[:, 1].argmax(), 0]
+    clip = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(45)]
+    sheet = numpy.asarray(report.contact_sheet([clip, clip], ["one", "two"]))
+    assert {0, 4, 40, 44} <= set(numpy.unique(sheet[..., 0]))
+    report.save_gif(clip, tmp_path / "clip.gif")
+    with Image.open(tmp_path / "clip.gif") as gif:
+        assert gif.n_frames == 45 and gif.size == (192, 192)

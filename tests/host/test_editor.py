@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tools import screenshot, templates
+from tools import templates
 from tools.editor import Editor, find_chromium
 from tools.server import PACK
 
@@ -24,7 +24,6 @@ CUT_NOTES = """app.rootGraph.nodes.filter(node => node.type == 'MarkdownNote')
 
 @pytest.fixture(scope="module")
 def address(server):
-    screenshot.draw_example(server.input / "example.png")
     return server.client.address
 
 

@@ -1,9 +1,9 @@
 """The same clip from weights stored smaller or left in CPU memory, and by another attention kernel.
 
-Pictures are compared by their peak signal-to-noise ratio in dB. Measured on the tiny models, for the first frame, the
-video, and the mean error of the worse one of 255: fp16 58, 45 and 0.9; bf16 41, 35 and 2.9; fp8_e4m3fn 22, 20 and 16;
-fp8_e5m2 17, 19 and 24; other attention kernels 66 or more; weights streamed from CPU memory: no difference. Noise from
-another seed is at 8 to 10, with an error of 63 to 77.
+Pictures are compared by their peak signal-to-noise ratio in dB. Measured on the tiny model, for the first frame, the
+video, and the mean error of the worse one of 255: fp16, the type of its files: no difference; bf16 53, 29 and 3.6;
+fp8_e4m3fn 32, 20 and 18; fp8_e5m2 32, 31 and 4.9; other attention kernels 55 or more; weights streamed from CPU
+memory: no difference. Another seed is at 17 and 14, with an error of 43.
 """
 
 import numpy
@@ -47,10 +47,10 @@ def exact(pack_nodes):
 
 def test_another_seed_gives_other_pictures(pack_nodes, exact):
     other = {stage: {"seed": SEED + 1} for stage in ("first_frame", "keyframes", "video")}
-    assert max(decibels(run_here(pack_nodes, short(**other)), exact)) < 11
+    assert max(decibels(run_here(pack_nodes, short(**other)), exact)) < 24
 
 
-@pytest.mark.parametrize("dtype, least", [("fp16", 42), ("bf16", 32), ("fp8_e4m3fn", 17), ("fp8_e5m2", 14)])
+@pytest.mark.parametrize("dtype, least", [("fp16", 60), ("bf16", 25), ("fp8_e4m3fn", 16), ("fp8_e5m2", 16)])
 def test_smaller_weights(pack_nodes, adapters, exact, dtype, least):
     changes = stored_as(dtype)
     small = run_here(pack_nodes, short(**changes))
@@ -125,7 +125,7 @@ def streamed_layers(patcher):
 
 # As with --novram; and as with --lowvram, on a card where a small part of every network fits. The server itself
 # takes neither flag together with --cpu.
-@pytest.mark.parametrize("free", [0, 200_000])
+@pytest.mark.parametrize("free", [0, 700_000])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_left_behind(pack_nodes, card, dtype, free):
     graph = short(**stored_as(dtype))
@@ -133,9 +133,11 @@ def test_weights_left_behind(pack_nodes, card, dtype, free):
     card(free)
     result = run_here(pack_nodes, graph)
     for part, patcher in patchers(result).items():
+        if free and patcher.model_size() < 2 * free:
+            continue  # it fits
         streamed, layers = streamed_layers(patcher)
         assert streamed == layers if free == 0 else streamed > 0.5 * layers, part
-        assert bool(free) <= patcher.loaded_size() < 0.5 * patcher.model_size(), part
+        assert bool(free) <= patcher.loaded_size() < 0.6 * patcher.model_size(), part
     assert all(torch.equal(result[id], expected[id]) for id in PICTURES)
 
 

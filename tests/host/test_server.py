@@ -42,7 +42,7 @@ def test_a_seed_is_a_clip(server, run_graph):
     first, again, other = (latents(server, run) for run in (first, again, other))
     for end in ends:
         assert torch.equal(first[end], again[end])
-        assert (first[end] - other[end]).abs().mean() > 0.5
+        assert (first[end] - other[end]).abs().mean() > 0.1
 
 
 def test_another_interpolation_seed_leaves_the_keyframes_alone(server, run_graph):

@@ -5,11 +5,14 @@ import json
 from itertools import combinations
 
 import av
+import numpy
 import pytest
+import torch
 from PIL import Image
 
-from tools import screenshot, templates
+from tools import templates
 from tools.server import PACK
+from training import words, world
 
 NAMES = templates.names()
 
@@ -33,12 +36,6 @@ SETTINGS = {
     "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
 }  # fmt: skip
 FEWER_STEPS = {50: 4, 10: 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def example(server):
-    """The picture that Load Image begins with, which ComfyUI brings in its own input folder."""
-    screenshot.draw_example(server.input / "example.png")
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +82,30 @@ def test_pictures(server, run_graph, name):
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(width, height)}
 
 
-@pytest.mark.slow
-def test_published_steps(server, run_graph):
-    run = run_graph(templates.api_graph("text-to-video-medium"), timeout=900)
-    steps = [most for pairs in run.progress().values() for _, most in pairs]
-    assert {10, 50} <= set(steps)
+def pixels_of(content):
+    """Frames `[t, 3, H, W]` in [-1, 1] of a video file."""
+    with av.open(io.BytesIO(content)) as video:
+        frames = numpy.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+    return torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1
+
+
+def named(prompt):
+    """Numbers of the colour, shape, direction and background that a prompt of the toy world names."""
+    ids, _ = words.tokens([prompt])
+    return [words.named(ids, kind).item() - 1 for kind in words.KINDS]
+
+
+@pytest.mark.parametrize("name", ["text-to-video-medium", "image-to-video"])
+def test_a_clip_has_its_prompts_colours(server, run_graph, name):
+    graph = templates.api_graph(name)
+    run = run_graph(graph, timeout=900)
+    assert {10, 50} <= {most for pairs in run.progress().values() for _, most in pairs}
     [video] = saved(server, run, ".mp4")
-    check_video(video, *VIDEOS["text-to-video-medium"])
+    check_video(video, *VIDEOS[name])
+    seen = world.read(pixels_of(video))
+    assert seen.found.all()
+    colour, _, _, background = named(graph["prompt"]["inputs"]["text"])
+    assert (seen.colour.mode().values.item(), seen.background.mode().values.item()) == (colour, background)
 
 
 def test_every_workflow_is_expected():

@@ -1,0 +1,120 @@
+"""The tiny model in the pack: complete, small, and its clips show what was asked for.
+
+`python -m training.benchmark` measures the same over many more clips; the floors here are looser, as they are few.
+"""
+
+import os
+
+import pytest
+import torch
+
+from kv_core.checkpoints import open_checkpoint
+from kv_core.text_encoder import load_tokenizer
+from tools.host import ROOT
+from training import benchmark, tiny, world
+
+MODELS = ROOT / "models"
+PARTS = {name: part for part, name in benchmark.FILES.items()}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_is_there(name):
+    checkpoint = open_checkpoint(MODELS / name, expect=PARTS[name])
+    assert checkpoint.config.get("context_dim", tiny.CONTEXT_DIM) == tiny.CONTEXT_DIM
+    assert (checkpoint.null_embedding is not None) == PARTS[name].endswith("_unet")
+
+
+def test_small_and_nothing_else():
+    files = [path for path in MODELS.rglob("*") if path.is_file() and "kv-tiny" in path.parts]
+    assert sum(path.stat().st_size for path in files) < 16e6
+    assert {path.name for path in files} == {
+        "keyframes.safetensors", "interpolation.safetensors", "movq.safetensors", "video_movq.safetensors",
+        "t5_projections.safetensors", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json",
+    }  # fmt: skip
+
+
+def test_tokenizer():
+    tokenize, words = load_tokenizer(MODELS / benchmark.FILES["text_encoder"]), tiny.vocabulary()
+    ids, mask, cut = tokenize("A red fox")
+    assert ids.shape == (1, 128) and mask.sum() == 4 and not cut
+    assert ids[0, :5].tolist() == [words["a"], words["red"], words[tiny.UNKNOWN], words[tiny.END], words[tiny.PAD]]
+    long = tokenize("circle " * 200)
+    assert long.cut and long.input_ids[0, -1] == words[tiny.END]
+
+
+@torch.no_grad()
+def test_latents_stay_in_the_samplers_range_and_come_back():
+    judge = benchmark.Judge(MODELS)
+    scenes = world.sample_scenes(16, torch.full((16,), 10.0), torch.Generator().manual_seed(1), unseen=True)
+    pixels = world.draw(scenes, torch.tensor([3.0]))[:, 0]
+    latents = judge.pipe.movq.encode(pixels)
+    assert (latents.abs() > 1).float().mean() < 0.05 and latents.abs().max() < 1.5
+    back = torch.cat([judge.pipe.movq.decode(latent[None]) for latent in latents.clamp(-1, 1)])
+    assert benchmark.psnr(back, pixels).mean() > 30
+
+
+@pytest.fixture(scope="module")
+def results():
+    counts = {
+        "text_to_video": 16, "motion": 4, "image_to_video": 6, "interpolation": 4, "no_guidance": 10, "negative": 12
+    }  # fmt: skip
+    return benchmark.run(MODELS, counts, os.cpu_count() or 1, progress=False)
+
+
+def mean(results, name, key):
+    rows = [float(row[key]) for row in results[name] if key in row]
+    return sum(rows) / len(rows)
+
+
+# What the keyframe U-Net needs more training for; each is stated in the README's table.
+TO_COME = pytest.mark.xfail(reason="the keyframe U-Net is not trained to the end", strict=False)
+
+
+@pytest.mark.parametrize(
+    "what, least",
+    [
+        ("colour", 0.85),
+        pytest.param("shape", 0.75, marks=TO_COME),
+        pytest.param("direction", 0.7, marks=TO_COME),
+        pytest.param("all", 0.6, marks=TO_COME),
+    ],
+)
+def test_clips_follow_the_prompt(results, what, least):
+    assert mean(results, "text_to_video", what) >= least
+
+
+def test_speed_rises_with_the_motion_score(results):
+    assert mean(results, "motion", "in_order") >= 0.66
+
+
+def test_a_clip_begins_with_its_picture(results):
+    assert mean(results, "image_to_video", "psnr") >= 20
+
+
+@TO_COME
+def test_shape_and_colour_persist(results):
+    assert mean(results, "image_to_video", "persists") >= 0.8
+
+
+def test_frames_between_lie_on_the_path(results):
+    assert mean(results, "interpolation", "error") < 1.5
+    assert mean(results, "interpolation", "psnr") > mean(results, "interpolation", "psnr_faded") + 2
+
+
+def test_without_guidance_the_prompt_says_little(results):
+    assert mean(results, "no_guidance", "colour") < mean(results, "text_to_video", "colour") - 0.5
+
+
+def test_a_negative_prompt_lowers_its_colour(results):
+    assert mean(results, "negative", "with") <= mean(results, "negative", "without")
+
+
+def test_the_temporal_decoder_flickers_little_more(results):
+    # To be less; the two are alike so far.
+    assert mean(results, "text_to_video", "flicker_temporal") < 1.1 * mean(results, "text_to_video", "flicker_image")
+
+
+def test_table(results):
+    table = benchmark.table(benchmark.summary(results))
+    assert len(table.splitlines()) == 2 + 14 and "| text to video: colour matches (16 clips) |" in table

@@ -1,0 +1,172 @@
+"""The training stages of the tiny Kandinsky Video, each run to its end by a Trainer and resumed where it stopped.
+
+What a stage needs of an earlier one it takes from that one's finished state in the work folder, so stages that do not
+need each other may run side by side in processes of their own.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kv_core.interpolation_unet import InterpolationUNet
+from kv_core.keyframe_unet import KeyframeUNet
+from kv_core.movq import MoVQ
+from kv_core.text_encoder import BASE, INTERPOLATION, TextModel
+
+from . import data, losses, tiny, words, world
+from .tiny import TrainableOperations, trainable
+from .trainer import Trainer
+
+BATCH = 16
+FULL_CAPTIONS = 0.75  # share of batches whose captions say everything
+KEYFRAME_CLIPS, INTERPOLATION_CLIPS = 6000, 1200
+
+
+class Stages:
+    """One method a stage; `scale` is the share of the full run's steps and clips, for a trial."""
+
+    def __init__(self, folder, scale=1.0, device="cpu"):
+        self.folder, self.scale, self.device = Path(folder), scale, torch.device(device)
+
+    def text(self):
+        """The encoder and both projections, in place of Flan-UL2's own training; frozen from then on."""
+        text, heads = self._text_model(), words.Heads().to(self.device)
+        modules = {"text": text, "heads": heads}
+        self._train("text", modules, 3000, 1e-3, lambda step, generator: words.loss(text, heads, generator, BATCH * 4))
+
+    def movq(self):
+        movq = self._movq()
+        self._train("movq", {"movq": movq}, 5000, 2e-3, self._pictures_loss(movq))
+
+    def movq_decoder(self):
+        """The decoder goes on alone: the latents are settled, so that the U-Nets can begin."""
+        movq = self._decoder_of("movq")
+        self._train("movq_decoder", {"movq": movq}, 4000, 1e-3, self._pictures_loss(movq))
+
+    def video_movq(self):
+        """The temporal decoder begins as the image decoder."""
+        movq = self._decoder_of("movq_decoder", temporal=True)
+
+        def loss(step, generator):
+            scenes = world.sample_scenes(1, data.sample_motion(1, generator), generator)
+            rate = 4.0 ** torch.randint(3, (1,), generator=generator)
+            start = torch.rand(1, generator=generator) * 7
+            frames = world.draw(scenes, start + torch.arange(5.0) / rate)[0].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):  # torch's float32 Conv3d is slow on CPUs
+                return losses.reconstruction_loss(movq, frames, generator)
+
+        self._train("video_movq", {"video_movq": movq}, 2500, 1e-3, loss)
+
+    def _pictures_loss(self, movq):
+        def loss(step, generator):
+            # Every fourth batch at twice the size, as first frames are drawn; as many pixels each.
+            count, size = (2, 2 * world.SIZE) if step % 4 == 0 else (8, world.SIZE)
+            scenes = world.sample_scenes(count, torch.full((count,), 10.0), generator)
+            time = torch.rand(1, generator=generator) * (world.KEYFRAMES - 1)
+            frames = world.draw(scenes, time, size)[:, 0].to(self.device)
+            return losses.reconstruction_loss(movq, frames, generator)
+
+        return loss
+
+    def _decoder_of(self, stage, temporal=False):
+        """A MoVQ with a finished stage's weights, of which only the decoder learns."""
+        movq = self._movq(temporal)
+        movq.load_state_dict(self._finished(stage, movq=self._movq()).state_dict(), strict=False)
+        movq.encoder.requires_grad_(False)
+        movq.quant_conv.requires_grad_(False)
+        return movq
+
+    def keyframes(self):
+        """First frames and keyframes by turns, one U-Net."""
+        unet, nulls = trainable(KeyframeUNet(**tiny.KEYFRAME_UNET, **self._factory())), self._null()
+        text = self._finished("text", text=self._text_model())
+        clips = data.keyframe_clips(self.folder, self._movq_for_data, self._count(KEYFRAME_CLIPS))
+
+        def loss(step, generator):
+            size = 2 * BATCH if step % 3 == 0 else BATCH  # a first frame is a third of the work of a clip
+            rows, given = self._batch(text, clips, size, generator)
+            if step % 3 == 0:
+                latents = clips["first_frame"][rows].float()[:, :, None].to(self.device)
+                return losses.first_frame_loss(unet, latents, given, nulls["null"], generator)
+            latents = clips["keyframes"][rows].float().transpose(1, 2).to(self.device)
+            motion = clips["motion_score"][rows]
+            return losses.keyframe_loss(unet, latents, given, nulls["null"], motion, generator)
+
+        self._train("keyframes", {"unet": unet, "nulls": nulls}, 7500, 1.5e-3, loss)
+
+    def interpolation(self):
+        """Both rates by turns, and both projections."""
+        unet, nulls = trainable(InterpolationUNet(**tiny.INTERPOLATION_UNET, **self._factory())), self._null()
+        text = self._finished("text", text=self._text_model())
+        clips = data.interpolation_clips(self.folder, self._movq_for_data, self._count(INTERPOLATION_CLIPS))
+
+        def loss(step, generator):
+            projection = (BASE, INTERPOLATION)[step // 2 % 2]
+            rows, given = self._batch(text, clips, BATCH, generator, projection)
+            rate, skip = (("medium", 3), ("high", 1))[step % 2]
+            latents = clips[rate][rows].float().transpose(1, 2).to(self.device)
+            skips = torch.full((len(rows),), skip)
+            return losses.interpolation_loss(unet, latents, given, nulls["null"], skips, generator)
+
+        self._train("interpolation", {"unet": unet, "nulls": nulls}, 6000, 1e-3, loss)
+
+    def finished(self):
+        """The trained parts: text, movq, video_movq, and keyframes and interpolation as (U-Net, null embedding)."""
+        factory, parts = self._factory(), {}
+        parts["text"] = self._finished("text", text=self._text_model())
+        parts["movq"] = self._finished("movq_decoder", movq=self._movq())
+        parts["video_movq"] = self._finished("video_movq", video_movq=self._movq(temporal=True))
+        unets = {
+            "keyframes": KeyframeUNet(**tiny.KEYFRAME_UNET, **factory),
+            "interpolation": InterpolationUNet(**tiny.INTERPOLATION_UNET, **factory),
+        }
+        for name, unet in unets.items():
+            nulls = self._null()
+            self._finished(name, unet=unet, nulls=nulls)
+            parts[name] = unet, nulls["null"].detach()
+        return parts
+
+    def _train(self, name, modules, steps, learning_rate, loss):
+        Trainer(name, modules, self.folder, self._steps(steps), learning_rate).run(loss)
+
+    def _steps(self, count):
+        return max(1, round(count * self.scale))
+
+    def _finished(self, name, **modules):
+        """Fills the modules with the averaged weights of a finished stage; returns the first. They are frozen."""
+        averages = torch.load(self.folder / f"{name}.state.pt", map_location=self.device, weights_only=True)["shadow"]
+        for key, module in modules.items():
+            module.load_state_dict(averages[key])
+            module.requires_grad_(False)
+        return next(iter(modules.values()))
+
+    def _movq_for_data(self):
+        return self._finished("movq", movq=self._movq())
+
+    def _count(self, clips):
+        return max(20, round(clips * self.scale))
+
+    def _factory(self):
+        torch.manual_seed(0)
+        return {"operations": TrainableOperations, "device": self.device}
+
+    def _text_model(self):
+        return trainable(TextModel(tiny.encoder_config(), tiny.CONTEXT_DIM, **self._factory()))
+
+    def _movq(self, temporal=False):
+        return trainable(MoVQ(**tiny.MOVQ, temporal=temporal, **self._factory()), merge=0.1)
+
+    def _null(self):
+        return nn.ParameterDict({"null": nn.Parameter(torch.randn(tiny.CONTEXT_DIM, device=self.device))})
+
+    @torch.no_grad()
+    def _batch(self, text, clips, size, generator, projection=BASE):
+        """Random rows of `clips`, and the text (context, mask) of captions of one template."""
+        rows = torch.randint(len(clips["motion_score"]), (size,), generator=generator)
+        template = 0
+        if torch.rand(1, generator=generator) > FULL_CAPTIONS:
+            template = int(torch.randint(1, len(world.TEMPLATES), (1,), generator=generator))
+        captions = data.scenes(clips, rows).captions(template)
+        ids, mask = words.tokens(captions, self.device)
+        return rows, text.encode(ids, mask, projection)
