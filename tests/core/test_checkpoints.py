@@ -27,7 +27,7 @@ from kv_core.movq import MoVQ
 from kv_core.operations import TorchOperations
 from kv_core.text_encoder import Projection, TextEncoder, load_tokenizer
 from tests.recipe import fill
-from tools import tiny_weights
+from training import tiny
 
 ROOT = Path(__file__).parents[2]
 # Small, but with the published head_dim and groups, which a .pt file has no way to state.
@@ -73,7 +73,7 @@ def published(tmp_path_factory):
     projections = model("projections")
     torch.save({name: layer.state_dict() for name, layer in projections.items()}, folder / PUBLISHED["projections"])
     write_shards(folder / "flan-ul2", model("text_encoder").state_dict())
-    for path, text in tiny_weights.text_files(Path(), tiny_weights.ENCODER, tiny_weights.vocabulary()).items():
+    for path, text in tiny.text_files(Path()).items():
         (folder / "flan-ul2" / path.name).write_text(text)
     return folder
 

@@ -17,7 +17,7 @@ from kv_core.text_encoder import Tokens
 from tests.core.test_movq import build as build_movq
 from tests.core.test_text_encoder import build as build_text_model
 from tests.recipe import fill, golden, null_embedding
-from tools import tiny_weights
+from tools.host import ROOT
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
 
@@ -183,8 +183,7 @@ def test_progress_can_cancel_and_nan_is_named():
 def weights(tmp_path_factory):
     """A folder with the tiny weights under the published names: both MoVQ as .pt, the rest as safetensors."""
     root = tmp_path_factory.mktemp("weights")
-    tiny_weights.main(["--out", str(root)])
-    models = root / "models"
+    models = ROOT / "models"
     folder = root / "published"
     shutil.copytree(models / "text_encoders/kv-tiny/flan-ul2", folder / "flan_ul2_encoder")
     shutil.copy(models / "text_encoders/kv-tiny/t5_projections.safetensors", folder)
