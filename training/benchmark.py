@@ -118,10 +118,9 @@ def flicker(judge, latents, pixels):
     frames = torch.stack([to_pixels(judge.pipe.decode_image(latents[:, :, i : i + 1]))[0]
                           for i in range(latents.shape[2])])  # fmt: skip
     axis = torch.arange(world.SIZE) + 0.5
-    away = (axis[None, None, :] - world.read(pixels).centre[:, 0, None, None]) ** 2 + (
-        axis[None, :, None] - world.read(pixels).centre[:, 1, None, None]
-    ) ** 2 > (world.RADIUS[1] + 5) ** 2
-    still = away.all(0)
+    x, y = world.read(pixels).centre.T[:, :, None, None]
+    distance = (axis - x).square() + (axis[:, None] - y).square()
+    still = (distance > (world.RADIUS[1] + 5) ** 2).all(0)
     if not still.any():
         return {}
     return {
@@ -209,6 +208,11 @@ MEASUREMENTS = {
     "no_guidance": (no_guidance, 100),
     "negative": (negative, 120),
 }
+
+
+def counts_of(share, names=MEASUREMENTS):
+    """{measurement: how many} for a share of the full number."""
+    return {name: max(1, round(MEASUREMENTS[name][1] * share)) for name in names}
 
 
 def run(models, counts, workers=1, progress=True):
@@ -304,7 +308,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="JSON file for every single result")
     options = parser.parse_args(arguments)
     start = time.monotonic()
-    counts = {name: max(1, round(MEASUREMENTS[name][1] * options.share)) for name in options.only}
+    counts = counts_of(options.share, options.only)
     results = run(options.models, counts, options.workers)
     print(table(summary(results)))
     print(f"{sum(counts.values())} measurements in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -2,9 +2,9 @@
 
 import csv
 import math
+import os
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
 
 from kv_core.frames import CLIP_SECONDS
@@ -38,8 +38,7 @@ def make(work, models, folder, progress=print):
         save_gif(clips[i], folder / f"{PROMPTS[i].replace(' ', '-')}.gif")
     curves = {path.stem: read_curve(path) for path in sorted(Path(work).glob("*.csv"))}
     plot(curves).save(folder / "curves.png")
-    counts = {name: max(1, round(count * QUICK)) for name, (_, count) in benchmark.MEASUREMENTS.items()}
-    rows = benchmark.summary(benchmark.run(models, counts, torch.get_num_threads()))
+    rows = benchmark.summary(benchmark.run(models, benchmark.counts_of(QUICK), os.cpu_count() or 1))
     (folder / "report.md").write_text(text(curves, rows), encoding="utf-8")
 
 

@@ -111,6 +111,17 @@ def test_keyframe_loss_asks_for_the_samplers_noise(text):
     assert given["motion_score"].eq(7).all() and 0 <= given["noise_augmentation"].min() <= 200
 
 
+def test_errors_weigh_as_the_noise_that_hides_them():
+    noise, predicted = torch.zeros(1, 4, 2, 8, 8), torch.ones(1, 4, 2, 8, 8)
+
+    def loss(timestep, most=100.0):
+        return losses.noise_loss(predicted, noise, torch.tensor([timestep]), most).item()
+
+    abar = diffusion.abar(700).item()
+    assert loss(0) == loss(100) == 1 and loss(999) == 100 and loss(999, most=1.0) == 1
+    assert loss(700) == pytest.approx((1 - abar) / abar) and 1 < loss(700) < 100
+
+
 def test_interpolation_loss_asks_for_the_samplers_velocity(text):
     clip = torch.randn(64, 4, 9, 8, 8, generator=generator(2)).clamp(-1, 1)
     between = losses.gap_frames(clip)
