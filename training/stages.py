@@ -1,7 +1,7 @@
 """The training stages of the tiny Kandinsky Video, each run to its end by a Trainer and resumed where it stopped.
 
-What a stage needs of an earlier one it takes from that one's finished state in the work folder, so stages that do not
-need each other may run side by side in processes of their own.
+What a stage needs of an earlier one it takes from that one's finished state in the work folder. Several workers may run
+the same stage together, each with its share of every batch.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.movq import MoVQ
 from kv_core.text_encoder import BASE, INTERPOLATION, TextModel
 
-from . import data, losses, tiny, words, world
+from . import data, losses, tiny, words, workers, world
 from .tiny import TrainableOperations, trainable
 from .trainer import Trainer
 
-BATCH = 16
+BATCH, KEYFRAME_BATCH = 16, 32
 FULL_CAPTIONS = 0.75  # share of batches whose captions say everything
-KEYFRAME_CLIPS, INTERPOLATION_CLIPS = 6000, 1200
+KEYFRAME_CLIPS, INTERPOLATION_CLIPS = 16000, 1200
 
 
 class Stages:
@@ -33,7 +33,8 @@ class Stages:
         """The encoder and both projections, in place of Flan-UL2's own training; frozen from then on."""
         text, heads = self._text_model(), words.Heads().to(self.device)
         modules = {"text": text, "heads": heads}
-        self._train("text", modules, 3000, 1e-3, lambda step, generator: words.loss(text, heads, generator, BATCH * 4))
+        rows = workers.share(BATCH * 4)
+        self._train("text", modules, 3000, 1e-3, lambda step, generator: words.loss(text, heads, generator, rows))
 
     def movq(self):
         movq = self._movq()
@@ -45,7 +46,7 @@ class Stages:
         self._train("movq_decoder", {"movq": movq}, 4000, 1e-3, self._pictures_loss(movq))
 
     def video_movq(self):
-        """The temporal decoder begins as the image decoder."""
+        """The temporal decoder begins as the image decoder; one clip a worker, and more noise to tell from motion."""
         movq = self._decoder_of("movq_decoder", temporal=True)
 
         def loss(step, generator):
@@ -54,7 +55,7 @@ class Stages:
             start = torch.rand(1, generator=generator) * 7
             frames = world.draw(scenes, start + torch.arange(5.0) / rate)[0].to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):  # torch's float32 Conv3d is slow on CPUs
-                return losses.reconstruction_loss(movq, frames, generator)
+                return losses.reconstruction_loss(movq, frames, generator, latent_noise=0.16)
 
         self._train("video_movq", {"video_movq": movq}, 2500, 1e-3, loss)
 
@@ -62,6 +63,7 @@ class Stages:
         def loss(step, generator):
             # Every fourth batch at twice the size, as first frames are drawn; as many pixels each.
             count, size = (2, 2 * world.SIZE) if step % 4 == 0 else (8, world.SIZE)
+            count = workers.share(count)
             scenes = world.sample_scenes(count, torch.full((count,), 10.0), generator)
             time = torch.rand(1, generator=generator) * (world.KEYFRAMES - 1)
             frames = world.draw(scenes, time, size)[:, 0].to(self.device)
@@ -81,29 +83,31 @@ class Stages:
         """First frames and keyframes by turns, one U-Net."""
         unet, nulls = trainable(KeyframeUNet(**tiny.KEYFRAME_UNET, **self._factory())), self._null()
         text = self._finished("text", text=self._text_model())
-        clips = data.keyframe_clips(self.folder, self._movq_for_data, self._count(KEYFRAME_CLIPS))
+        count = self._count(KEYFRAME_CLIPS)
+        clips = workers.in_turn(lambda: data.keyframe_clips(self.folder, self._movq_for_data, count))
 
         def loss(step, generator):
-            size = 2 * BATCH if step % 3 == 0 else BATCH  # a first frame is a third of the work of a clip
+            size = workers.share(2 * KEYFRAME_BATCH if step % 3 == 0 else KEYFRAME_BATCH)  # a frame is less work
             rows, given = self._batch(text, clips, size, generator)
             if step % 3 == 0:
                 latents = clips["first_frame"][rows].float()[:, :, None].to(self.device)
-                return losses.first_frame_loss(unet, latents, given, nulls["null"], generator)
+                return losses.first_frame_loss(unet, latents, given, nulls["null"], generator, towards_noise=2.0)
             latents = clips["keyframes"][rows].float().transpose(1, 2).to(self.device)
             motion = clips["motion_score"][rows]
-            return losses.keyframe_loss(unet, latents, given, nulls["null"], motion, generator)
+            return losses.keyframe_loss(unet, latents, given, nulls["null"], motion, generator, towards_noise=2.0)
 
-        self._train("keyframes", {"unet": unet, "nulls": nulls}, 7500, 1.5e-3, loss)
+        self._train("keyframes", {"unet": unet, "nulls": nulls}, 12000, 2e-3, loss)
 
     def interpolation(self):
         """Both rates by turns, and both projections."""
         unet, nulls = trainable(InterpolationUNet(**tiny.INTERPOLATION_UNET, **self._factory())), self._null()
         text = self._finished("text", text=self._text_model())
-        clips = data.interpolation_clips(self.folder, self._movq_for_data, self._count(INTERPOLATION_CLIPS))
+        count = self._count(INTERPOLATION_CLIPS)
+        clips = workers.in_turn(lambda: data.interpolation_clips(self.folder, self._movq_for_data, count))
 
         def loss(step, generator):
             projection = (BASE, INTERPOLATION)[step // 2 % 2]
-            rows, given = self._batch(text, clips, BATCH, generator, projection)
+            rows, given = self._batch(text, clips, workers.share(BATCH), generator, projection)
             rate, skip = (("medium", 3), ("high", 1))[step % 2]
             latents = clips[rate][rows].float().transpose(1, 2).to(self.device)
             skips = torch.full((len(rows),), skip)

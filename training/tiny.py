@@ -13,7 +13,7 @@ CONTEXT_DIM = 64
 # A normalised group's size wavers with the noise in it, the more the fewer numbers it has, and with it the noise that
 # is predicted. At 8x8 latents that hides faint signals, so here all channels are one group.
 KEYFRAME_UNET = {
-    "model_channels": 16, "init_channels": 48, "time_embed_dim": 80, "context_dim": CONTEXT_DIM, "groups": 1,
+    "model_channels": 16, "init_channels": 48, "time_embed_dim": 112, "context_dim": CONTEXT_DIM, "groups": 1,
     "head_dim": 16, "expansion_ratio": 2, "dim_mult": (3, 4, 6), "num_blocks": (1, 1, 1),
     "add_cross_attention": (False, True, True), "add_self_attention": (False, True, True),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Trains every part of the tiny Kandinsky Video from nothing: `python -m training.train`.
 
-Two lanes of stages run side by side, each in a process of its own; a stage that was killed goes on where its last saved
-state is, a finished one is not run again. At the end come the files the loaders take, a report, the stages' curves and
-a contact sheet.
+One stage follows the other, each trained by several processes at once; a stage that was killed goes on where its last
+saved state is, a finished one is not run again. At the end come the files the loaders take, a report, the stages'
+curves and a contact sheet.
 """
 
 import argparse
@@ -18,13 +18,11 @@ import torch
 from kv_core.conversion import appearing, write_safetensors
 from kv_core.detection import METADATA_KEY
 
-from . import tiny
+from . import tiny, workers
 from .stages import Stages
 from .trainer import SIDE_BY_SIDE
 
-# The text encoder is done long before anything needs it; all the rest needs the image MoVQ.
-ROUNDS = ((("movq",), ("text",)), (("keyframes",), ("movq_decoder", "video_movq", "interpolation")))
-NAMES = [stage for lanes in ROUNDS for lane in lanes for stage in lane]
+NAMES = ("text", "movq", "movq_decoder", "video_movq", "interpolation", "keyframes")
 
 
 def main(arguments=None):
@@ -32,10 +30,9 @@ def main(arguments=None):
     folder = options.work
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(SIDE_BY_SIDE)
-    for lanes in ROUNDS:
-        run_lanes([[name for name in lane if name in options.stages] for lane in lanes], options)
-    missing = [name for name in NAMES if not (folder / f"{name}.done").is_file()]
-    if missing:
+    missing = unfinished(folder)
+    run([name for name in missing if name in options.stages], options)
+    if missing := unfinished(folder):
         print(f"Still to train: {', '.join(missing)}.")
         return
     write(Stages(folder).finished(), options.out)
@@ -54,16 +51,26 @@ def parse(arguments):
     parser.add_argument("--no-report", dest="report", action="store_const", const=None)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full run's steps and clips, for a trial")
     parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES, help="only these (default: all)")
+    parser.add_argument("--workers", type=int, help="processes that share every batch (default: a core each, at most 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.workers is None:
+        options.workers = min(2, os.cpu_count() or 1) if options.device == "cpu" else 1
+    return options
 
 
-def run_lanes(lanes, options):
-    """Runs lists of stages side by side; ends the others when one fails. Raises SystemExit then."""
+def unfinished(folder):
+    return [name for name in NAMES if not (folder / f"{name}.done").is_file()]
+
+
+def run(stages, options):
+    """Trains the named stages with processes side by side; ends the others when one fails. Raises SystemExit then."""
+    meeting_place = options.work / "meeting"
+    meeting_place.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=run_lane, args=(lane, options.work, options.scale, options.device, place), daemon=True)
-        for place, lane in enumerate(lanes) if lane
+        context.Process(target=work, args=(stages, options, meeting_place, rank), daemon=True)
+        for rank in range(options.workers)
     ]  # fmt: skip
     for process in processes:
         process.start()
@@ -78,18 +85,18 @@ def run_lanes(lanes, options):
     finally:
         for process in processes:
             process.terminate()
+        meeting_place.unlink(missing_ok=True)
 
 
-def run_lane(lane, folder, scale, device, place):
-    os.environ["TQDM_POSITION"] = str(place)
-    # The tiny tensors are too small for threads to pay: a lane a core is faster than two cores a lane.
+def work(stages, options, meeting_place, rank):
+    # The tiny tensors are too small for threads to pay: a process a core is faster than all cores for one.
     torch.set_num_threads(1)
-    stages = Stages(folder, scale, device)
-    for name in lane:
-        done = folder / f"{name}.done"
-        if not done.is_file():
-            getattr(stages, name)()
-            done.touch()
+    with workers.joined(meeting_place, rank, options.workers):
+        for name in stages:
+            getattr(Stages(options.work, options.scale, options.device), name)()
+            workers.wait()  # for the state that the next stage reads
+            if rank == 0:
+                (options.work / f"{name}.done").touch()
 
 
 def write(parts, folder, dtype=torch.float16):

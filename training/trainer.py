@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from . import workers
+
 # For processes that run side by side, read when they start. By default torch's threads wait for each other in a busy
 # loop, in the other's way; and glibc gives large tensors back to the system after every use and asks for them again.
 SIDE_BY_SIDE = {
@@ -20,8 +22,8 @@ class Trainer:
 
     AdamW with a warm-up and a cosine to zero; `shadow` (name -> state dict) are the weights' exponential moving
     averages, which sample better than the last ones. The state goes to `<folder>/<name>.state.pt`, atomically, every
-    `save_every` seconds; the curve to `<name>.csv`. The randomness of a step depends on the seed and the step alone,
-    so a resumed run is the same run.
+    `save_every` seconds; the curve to `<name>.csv`. The randomness of a step depends on the seed, the step and the
+    worker alone, so a resumed run is the same run. Of several workers (see workers.py) the first writes the files.
     """
 
     def __init__(self, name, modules, folder, steps, learning_rate, *, seed=0, decay=0.999, save_every=120):
@@ -44,8 +46,8 @@ class Trainer:
         self._resume()
         saved, parent = time.monotonic(), os.getppid()
         bar = tqdm(
-            total=self.steps, initial=self.step, desc=self.name, disable=self.step == self.steps, mininterval=1,
-            position=int(os.environ.get("TQDM_POSITION", 0)),
+            total=self.steps, initial=self.step, desc=self.name, mininterval=1,
+            disable=self.step == self.steps or workers.rank() > 0,
         )  # fmt: skip
         mean = None
         while self.step < self.steps:
@@ -54,6 +56,8 @@ class Trainer:
             value = self._train_step(loss)
             mean = value if mean is None else 0.98 * mean + 0.02 * value
             bar.update()
+            if workers.rank() > 0:
+                continue
             if self.step % 50 == 0:
                 bar.set_postfix(loss=f"{mean:.4f}")
                 self._note(mean)
@@ -65,10 +69,12 @@ class Trainer:
     def _train_step(self, loss):
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate * self._schedule()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        place = self.step * workers.count() + workers.rank()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         value = loss(self.step, generator)
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
+        workers.average(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.step += 1

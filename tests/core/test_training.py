@@ -180,6 +180,46 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from training import workers
+from training.trainer import Trainer
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.manual_seed(0)
+layer = torch.nn.Linear(3, 1)
+with workers.joined(folder / "meeting", rank, 2):
+    made = workers.in_turn(lambda: (folder / "made").exists() or (folder / "made").write_text("once"))
+    targets = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 0.5, 1.0]])[rank : rank + workers.share(2)]
+    Trainer("layer", {"layer": layer}, folder, 5, 0.1).run(lambda step, generator: layer(targets).square().mean())
+torch.save((made, layer.state_dict()), folder / f"{rank}.pt")
+"""
+
+
+def test_workers_step_together_as_one_with_the_whole_batch(tmp_path):
+    root = Path(train.__file__).parent.parent
+    running = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), tmp_path], cwd=root) for rank in range(2)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    (made, first), (found, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert made == 4 and found is True  # the first wrote the file, the second saw it
+    torch.manual_seed(0)
+    layer, batch = torch.nn.Linear(3, 1), torch.tensor([[1.0, 2.0, 3.0], [-4.0, 0.5, 1.0]])
+    Trainer("alone", {"layer": layer}, tmp_path, 5, 0.1).run(lambda step, generator: layer(batch).square().mean())
+    for name, value in layer.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("towards_noise", "late"), [(1.0, 0.1), (2.0, 0.1**0.5)])
+def test_late_timesteps_are_drawn_as_often_as_asked(towards_noise, late):
+    latents = torch.zeros(20000, 1, 1, 1, 1)
+    _, _, time = losses.noised(latents, generator(), towards_noise)
+    assert time.min() >= 0 and time.max() <= 999
+    assert (time >= 900).float().mean().item() == pytest.approx(late, abs=0.01)
+
+
 def test_folding_of_gaps_keeps_frames_in_order():
     clip = rearrange(torch.arange(9.0), "t -> 1 1 t 1 1").expand(1, 4, 9, 1, 1)
     assert losses.gap_frames(clip)[0, ::4, :, 0, 0].tolist() == [[1, 5], [2, 6], [3, 7]]
@@ -286,7 +326,7 @@ def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     root = Path(train.__file__).parent.parent
     part = subprocess.run([*command, "--stages", "movq", "text"], cwd=root, capture_output=True, text=True)
     assert part.returncode == 0, part.stderr
-    assert "Still to train: keyframes, movq_decoder, video_movq, interpolation." in part.stdout
+    assert "Still to train: movq_decoder, video_movq, interpolation, keyframes." in part.stdout
     first = (work / "movq.state.pt").stat().st_mtime_ns
     whole = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
@@ -304,7 +344,7 @@ def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
 def test_a_failing_stage_ends_the_training(tmp_path):
     options = train.parse(["--work", str(tmp_path)])
     with pytest.raises(SystemExit, match="goes on from"):
-        train.run_lanes([["video_movq"]], options)  # there is no MoVQ to begin with
+        train.run(["video_movq"], options)  # there is no MoVQ to begin with
 
 
 def test_pictures_of_a_report(tmp_path):
