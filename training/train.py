@@ -51,7 +51,7 @@ def parse(arguments):
     parser.add_argument("--no-report", dest="report", action="store_const", const=None)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full run's steps and clips, for a trial")
     parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES, help="only these (default: all)")
-    parser.add_argument("--workers", type=int, help="processes that share every batch (default: a core each, at most 2)")
+    parser.add_argument("--workers", type=int, help="processes that share a batch (default: a core each, at most 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.workers is None:
