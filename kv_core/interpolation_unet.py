@@ -4,27 +4,19 @@ Arkhipkin et al. 2023, "FusionFrames: Efficient Architectural Aspects for Text-t
 all gaps of a clip are one batch, and the temporal layers run over the gaps.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn.functional import silu
 
 from . import layers
-from .layers import (
-    Attention,
-    ConditionalGroupNorm,
-    NumberEmbedding,
-    Sizes,
-    blend,
-    feed_forward,
-    fold_time,
-    merge_weight,
-    sinusoidal,
-    unfold_time,
-)
-from .operations import additive_mask
+from .attention import Attention, Reading, feed_forward
+from .layers import NumberEmbedding, Sizes, fold_time, sinusoidal, unfold_time
+from .norms import ConditionalGroupNorm, branch_rows, merge_weight, mixed
 
 SKIP_FRAMES = 20  # rows in the table of frame gaps
 
@@ -41,22 +33,32 @@ class TemporalAttentionBlock(nn.Module):
         self.out_norm = ConditionalGroupNorm(channels, sizes.groups, sizes.time_embed_dim, **factory)
         self.feed_forward = feed_forward(channels, sizes.expansion_ratio, **factory)
 
-    def forward(self, x, embedding, mask, options):
-        branches = mask.shape[0]
-        tokens = rearrange(self.in_norm(x, embedding), "(b g) c h w -> (b h w) g c", b=branches)
-        out = self.attention(tokens, tokens, options=options)
-        out = rearrange(out, "(b h w) g c -> (b g) c h w", b=branches, h=x.shape[2])
-        x = blend(x, out, self.temporal_merge1, mask)
-        return blend(x, self.feed_forward(self.out_norm(x, embedding)), self.temporal_merge2, mask)
+    def forward(self, x, embedding, acting, options):
+        """Changes x, but for training; `acting` says in which branches."""
+
+        def over_gaps(x, chosen):
+            normed = self.in_norm(x, branch_rows(embedding, chosen, len(acting)))
+            tokens = rearrange(normed, "(b g) c h w -> (b h w) g c", b=chosen.stop - chosen.start)
+            out = self.attention(tokens, tokens, options=options)
+            return rearrange(out, "(b h w) g c -> (b g) c h w", b=chosen.stop - chosen.start, h=x.shape[2])
+
+        def fed(x, chosen):
+            return self.feed_forward(self.out_norm(x, branch_rows(embedding, chosen, len(acting))))
+
+        x = mixed(x, over_gaps, self.temporal_merge1, acting)
+        return mixed(x, fed, self.temporal_merge2, acting)
 
 
 class Conditions(NamedTuple):
-    """What every level of one call shares: time `[b, T]`, context `[b, n, d]`, mask (additive), temporal_mask `[b]`."""
+    """What every level of one call shares.
+
+    time `[b, T]`, behind the norms' SiLU; readings: of the text, an iterator over the blocks in the order of their use;
+    acting: of every branch, whether its temporal layers act; options.
+    """
 
     time: torch.Tensor
-    context: torch.Tensor
-    mask: torch.Tensor
-    temporal_mask: torch.Tensor
+    readings: Iterator[tuple[Reading, ...]]
+    acting: tuple[bool, ...]
     options: object
 
 
@@ -75,17 +77,17 @@ class Level(layers.Level):
     def forward(self, x, c):
         x = x if self.up else self._attention(x, c)
         for block in self.resnet_attn_blocks:
-            x = block["0"](x, c.time, c.temporal_mask)
+            x = block["0"](x, c.time, c.acting)
             if "1" in block:
-                x = block["1"](x, c.time, c.context, c.mask, c.options)
-            x = block["2"](x, c.time, c.temporal_mask)
+                x = block["1"](x, c.time, next(c.readings), c.options)
+            x = block["2"](x, c.time, c.acting)
         return self._attention(x, c) if self.up else x
 
     def _attention(self, x, c):
         if self.self_attention_block:
             x = self.self_attention_block(x, c.time, options=c.options)
         if self.temporal_attention_block:
-            x = self.temporal_attention_block(x, c.time, c.temporal_mask, c.options)
+            x = self.temporal_attention_block(x, c.time, c.acting, c.options)
         return x
 
 
@@ -124,28 +126,29 @@ class InterpolationUNet(layers.UNet):
             self.skip_embeddings = operations.Embedding(SKIP_FRAMES, sizes.time_embed_dim, dtype=dtype, device=device)
         self.time_embed_context_merge = merge_weight(dtype, device) if merge_perturbation_time_with_context else None
 
-    def forward(
-        self, x, time, context, context_mask, *, temporal_mask, skip_frames=None, perturbation_time=None, options=None
-    ):
-        """Predicts the velocity of the middle frames.
-
-        x `[b, 20, g, h, w]`, g gaps: left frame 4, three frames 3x4, right frame 4. time `[b]`: timesteps. context
-        `[b, n, d]`, context_mask `[b, n]` (nonzero: a real token). skip_frames `[b]` (0..19) and perturbation_time
-        `[b]` are needed where the checkpoint has their embeddings. All of these may also have one row a gap,
-        `[b g, ...]`. temporal_mask `[b]`: 1 where the temporal layers act, 0 in an unconditional branch. `options`
-        reaches the attention call. Returns `[b, 12, g, h, w]`.
-        """
-        branches = x.shape[0]
-        mask = additive_mask(context_mask, x.dtype)
-        time_embed = self._time_embed(time, skip_frames, perturbation_time, x.dtype)
+    def read_text(self, context, mask, perturbation_time=None):
+        """As UNet's; perturbation_time `[b]`, left out 0, is for checkpoints that add it to the text."""
         if self.time_embed_context_merge is not None:
+            perturbation_time = context.new_zeros(1) if perturbation_time is None else perturbation_time
             shift = sinusoidal(perturbation_time, self.context_dim, context.dtype)
             context = context + self.time_embed_context_merge.to(context) * shift[:, None]
-        time_embed = self.feature_pooling(time_embed, context, mask, options)
+        return super().read_text(context, mask)
+
+    def forward(self, x, time, text, *, temporal_mask, skip_frames=None, perturbation_time=None, options=None):
+        """Predicts the velocity of the middle frames.
+
+        x `[b, 20, g, h, w]`, g gaps: left frame 4, three frames 3x4, right frame 4. time `[b]`: timesteps. text: what
+        `read_text` made of the branches' texts. skip_frames `[b]` (0..19) and perturbation_time `[b]` are needed where
+        the checkpoint has their embeddings. All of these may also have one row a gap, `[b g, ...]`. temporal_mask: b
+        truth values, whether the temporal layers act; they do not in an unconditional branch. `options` reaches the
+        attention call. Returns `[b, 12, g, h, w]`.
+        """
+        time_embed = self._time_embed(time, skip_frames, perturbation_time, x.dtype)
         conditions = Conditions(
-            time=time_embed, context=context, mask=mask, temporal_mask=temporal_mask, options=options
-        )
-        return unfold_time(self.run_levels(self.in_layer(fold_time(x)), conditions), branches)
+            time=silu(self.feature_pooling(time_embed, text.summary)), readings=iter(text.readings),
+            acting=tuple(map(bool, temporal_mask)), options=options,
+        )  # fmt: skip
+        return unfold_time(self.run_levels(self.in_layer(fold_time(x)), conditions), x.shape[0])
 
     def _time_embed(self, time, skip_frames, perturbation_time, dtype):
         embedding = self.to_time_embed(time, dtype)

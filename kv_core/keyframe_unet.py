@@ -4,24 +4,18 @@ Arkhipkin et al. 2023, "FusionFrames: Efficient Architectural Aspects for Text-t
 Kandinsky 3's text-to-image U-Net with temporal convolutions and temporal attention between its blocks.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn.functional import silu
 
 from . import layers
-from .layers import (
-    Attention,
-    ConditionalGroupNorm,
-    NumberEmbedding,
-    Sizes,
-    feed_forward,
-    fold_time,
-    repeat_rows,
-    unfold_time,
-)
-from .operations import additive_mask
+from .attention import Attention, Reading, feed_forward
+from .layers import NumberEmbedding, Sizes, fold_time, unfold_time
+from .norms import Activation, ConditionalGroupNorm, added, repeat_rows
 
 
 class TemporalResNetBlock(nn.Module):
@@ -35,7 +29,7 @@ class TemporalResNetBlock(nn.Module):
         self.temporal_resnet_blocks = nn.ModuleList([
             nn.ModuleList([
                 ConditionalGroupNorm(ins, sizes.groups, sizes.time_embed_dim, **factory),
-                nn.SiLU(),
+                Activation(),
                 conv3d(ins, outs, (kernel, 1, 1), padding=(kernel // 2, 0, 0), **weights),
             ])
             for ins, outs, kernel in shapes
@@ -44,8 +38,12 @@ class TemporalResNetBlock(nn.Module):
     def forward(self, x, embedding, branches):
         out = x
         for norm, activation, convolution in self.temporal_resnet_blocks:
-            out = fold_time(convolution(unfold_time(activation(norm(out, embedding)), branches)))
-        return x + out
+            out = activation(norm(out, embedding))
+            if convolution.kernel_size[0] == 1:  # each frame for itself
+                out = convolution(out[:, :, None])[:, :, 0]
+            else:
+                out = fold_time(convolution(unfold_time(out, branches)))
+        return added(out, x)
 
 
 class TemporalAttentionBlock(nn.Module):
@@ -62,19 +60,19 @@ class TemporalAttentionBlock(nn.Module):
         tokens = rearrange(self.temporal_norm(x, embedding), "(b t) c h w -> (b h w) t c", b=branches)
         out = self.temporal_attention(tokens, tokens, options=options)
         x = x + rearrange(out, "(b h w) t c -> (b t) c h w", b=branches, h=x.shape[2])
-        return x + self.feed_forward(self.ff_norm(x, embedding))
+        return added(self.feed_forward(self.ff_norm(x, embedding)), x)
 
 
 class Conditions(NamedTuple):
     """What every level of one call shares.
 
-    time `[b, T]`; temporal `[b t, T]`, None in image mode; context `[b, n, d]`; mask, additive; branches b; options.
+    time `[b, T]`; temporal `[b t, T]`, None in image mode, both behind the norms' SiLU; readings: of the text, an
+    iterator over the blocks in the order of their use; branches b; options.
     """
 
     time: torch.Tensor
     temporal: torch.Tensor | None
-    context: torch.Tensor
-    mask: torch.Tensor
+    readings: Iterator[tuple[Reading, ...]]
     branches: int
     options: object
 
@@ -101,7 +99,7 @@ class Level(layers.Level):
             x = block["0"](x, c.time)
             x = x if self.up else self._temporal(block["3"], x, c)
             if "1" in block:
-                x = block["1"](x, c.time, c.context, c.mask, c.options)
+                x = block["1"](x, c.time, next(c.readings), c.options)
             x = self._temporal(block["4"], x, c) if self.up else x
             x = block["2"](x, c.time)
             x = x if self.up else self._temporal(block["4"], x, c)
@@ -153,26 +151,25 @@ class KeyframeUNet(layers.UNet):
         self.temporal_motion_score_encoding = embedding() if motion_score else None
 
     def forward(
-        self, x, time, context, context_mask, *, mode="video", motion_score=None, noise_augmentation=None, options=None
+        self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, options=None
     ):
         """Predicts the noise of `x`.
 
         x `[b, 9, t, h, w]`: noisy latent 4, condition latent 4, condition mask 1; h and w divisible by 2 once for
-        every level but the last. time `[b]`: timesteps. context `[b, n, d]` and context_mask `[b, n]` (nonzero: a real
-        token). Time and text may also have one row a frame, `[b t, ...]`. motion_score and noise_augmentation `[b, t]`
+        every level but the last. time `[b]`: timesteps. text: what `read_text` made of the branches' texts. Time and
+        text may also have one row a frame, `[b t, ...]`. motion_score and noise_augmentation `[b, t]`
         or `[b, 1]`, used in mode "video" where the checkpoint has them. `options` reaches the attention call.
         Returns `[b, 4, t, h, w]`.
         """
         branches, _, frames, _, _ = x.shape
         if mode == "image" and frames != 1:
             raise ValueError(f"image mode draws one frame a branch, but the latent holds {frames}.")
-        mask = additive_mask(context_mask, x.dtype)
-        time_embed = self.feature_pooling(self.to_time_embed(time, x.dtype), context, mask, options)
+        time_embed = self.feature_pooling(self.to_time_embed(time, x.dtype), text.summary)
         temporal = None
         if mode == "video":
-            temporal = self._temporal_embed(time_embed, branches, frames, motion_score, noise_augmentation)
+            temporal = silu(self._temporal_embed(time_embed, branches, frames, motion_score, noise_augmentation))
         conditions = Conditions(
-            time=time_embed, temporal=temporal, context=context, mask=mask, branches=branches, options=options
+            time=silu(time_embed), temporal=temporal, readings=iter(text.readings), branches=branches, options=options
         )
         in_layer = self.in_layer if mode == "video" else self.image_in_layer
         return unfold_time(self.run_levels(in_layer(fold_time(x)), conditions), branches)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import nn
-from torch.nn.functional import group_norm, silu
+
+from .attention import AttentionPooling, CrossAttentionBlock, SelfAttentionBlock, read_text
+from .norms import Activation, ConditionalGroupNorm, activated, added, merge_weight, mixed
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,6 @@ def sinusoidal(values, dim, dtype):
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
-def repeat_rows(tensor, rows):
-    """One row a branch -> one row a feature map; as it is where it has a row for every map already."""
-    return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
-
-
 class NumberEmbedding(nn.Sequential):
     """A number (timestep, frame index, score) `[...]` -> `[..., T]`; the layers are numbered as published."""
 
@@ -57,7 +54,7 @@ class NumberEmbedding(nn.Sequential):
         super().__init__(
             nn.Identity(),  # the place of the sinusoids, which have no weights
             operations.Linear(init_channels, time_embed_dim, dtype=dtype, device=device),
-            nn.SiLU(),
+            Activation(),
             operations.Linear(time_embed_dim, time_embed_dim, dtype=dtype, device=device),
         )
         self.init_channels = init_channels
@@ -66,91 +63,8 @@ class NumberEmbedding(nn.Sequential):
         return super().forward(sinusoidal(values, self.init_channels, dtype))
 
 
-class ConditionalGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift come from an embedding `[rows or b, T]`."""
-
-    def __init__(self, channels, groups, time_embed_dim, *, operations, dtype, device):
-        super().__init__()
-        self.groups = groups
-        self.context_mlp = nn.Sequential(
-            nn.SiLU(), operations.Linear(time_embed_dim, 2 * channels, dtype=dtype, device=device)
-        )
-
-    def forward(self, x, embedding):
-        scale, shift = repeat_rows(self.context_mlp(embedding), x.shape[0])[:, :, None, None].chunk(2, dim=1)
-        return group_norm(x, self.groups) * (scale + 1) + shift
-
-
-class Attention(nn.Module):
-    """Attention without biases from tokens `[b, n, in]` to a context `[b, m, context]`; returns `[b, n, out]`."""
-
-    def __init__(self, in_channels, out_channels, context_dim, head_dim, *, operations, dtype, device):
-        super().__init__()
-        linear = {"bias": False, "dtype": dtype, "device": device}
-        self.heads = out_channels // head_dim
-        self.to_query = operations.Linear(in_channels, out_channels, **linear)
-        self.to_key = operations.Linear(context_dim, out_channels, **linear)
-        self.to_value = operations.Linear(context_dim, out_channels, **linear)
-        self.output_layer = operations.Linear(out_channels, out_channels, **linear)
-        self.attend = operations.attention
-
-    def forward(self, x, context, mask=None, options=None):
-        q, k, v = self.to_query(x), self.to_key(context), self.to_value(context)
-        return self.output_layer(self.attend(q, k, v, self.heads, mask, options))
-
-
-class AttentionPooling(nn.Module):
-    """Adds a summary of the text to the time embedding.
-
-    Its one query is the mean of **all** context rows, masked ones and zeros too, so the context's length matters.
-    """
-
-    def __init__(self, time_embed_dim, context_dim, head_dim, **factory):
-        super().__init__()
-        self.attention = Attention(context_dim, time_embed_dim, context_dim, head_dim, **factory)
-
-    def forward(self, time_embed, context, mask, options):
-        pooled = self.attention(context.mean(1, keepdim=True), context, mask, options)[:, 0]
-        rows = max(time_embed.shape[0], pooled.shape[0])
-        return repeat_rows(time_embed, rows) + repeat_rows(pooled, rows)
-
-
-def feed_forward(channels, expansion_ratio, *, operations, dtype, device):
-    """Two 1x1 convolutions without bias around a SiLU."""
-    convolution = {"kernel_size": 1, "bias": False, "dtype": dtype, "device": device}
-    return nn.Sequential(
-        operations.Conv2d(channels, expansion_ratio * channels, **convolution),
-        nn.SiLU(),
-        operations.Conv2d(expansion_ratio * channels, channels, **convolution),
-    )
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over the positions of a frame or, with a `context_dim`, cross-attention to the text."""
-
-    def __init__(self, channels, sizes, context_dim=None, **factory):
-        super().__init__()
-        self.in_norm = ConditionalGroupNorm(channels, sizes.groups, sizes.time_embed_dim, **factory)
-        self.attention = Attention(channels, channels, context_dim or channels, sizes.head_dim, **factory)
-        self.out_norm = ConditionalGroupNorm(channels, sizes.groups, sizes.time_embed_dim, **factory)
-        self.feed_forward = feed_forward(channels, sizes.expansion_ratio, **factory)
-
-    def forward(self, x, embedding, context=None, mask=None, options=None):
-        # All frames of a branch look at the same text, so for it they are one long row of queries.
-        branches = x.shape[0] if context is None else context.shape[0]
-        tokens = rearrange(self.in_norm(x, embedding), "(b t) c h w -> b (t h w) c", b=branches)
-        out = self.attention(tokens, tokens if context is None else context, mask, options)
-        x = x + rearrange(out, "b (t h w) c -> (b t) c h w", t=x.shape[0] // branches, h=x.shape[2])
-        return x + self.feed_forward(self.out_norm(x, embedding))
-
-
-def merge_weight(dtype, device):
-    """A checkpoint's one-number share of a blend; cast at use, for hosts move layers but not lone numbers."""
-    return nn.Parameter(torch.empty(1, dtype=dtype, device=device), requires_grad=False)
-
-
 class TemporalMix(nn.Module):
-    """x + m k (conv(x) - x): a learned share m of a convolution over time, in the rows whose mask k is 1."""
+    """x + m k (conv(x) - x): a learned share m of a convolution over time, in the branches whose k is 1."""
 
     def __init__(self, channels, *, operations, dtype, device):
         super().__init__()
@@ -159,15 +73,11 @@ class TemporalMix(nn.Module):
             channels, channels, (3, 1, 1), padding=(1, 0, 0), dtype=dtype, device=device
         )
 
-    def forward(self, x, mask):
-        mixed = fold_time(self.temporal_projection(unfold_time(x, mask.shape[0])))
-        return blend(x, mixed, self.temporal_merge, mask)
+    def forward(self, x, acting):
+        def over_time(x, chosen):
+            return fold_time(self.temporal_projection(unfold_time(x, chosen.stop - chosen.start)))
 
-
-def blend(x, other, merge, mask):
-    """(1 - m k) x + m k other, with the number m = `merge` and k = `mask` `[b]`, one for every branch of `x`'s rows."""
-    share = repeat_rows(merge.to(x) * mask.to(x), x.shape[0])[:, None, None, None]
-    return (1 - share) * x + share * other
+        return mixed(x, over_time, self.temporal_merge, acting)
 
 
 def unfold_time(x, branches):
@@ -192,13 +102,13 @@ class Block(nn.Module):
         self.temporal_projection_new = TemporalMix(out_channels, **factory) if temporal else None
         self.down_sample = ops.Conv2d(out_channels, out_channels, 2, 2, **weights) if sample == "down" else None
 
-    def forward(self, x, embedding, temporal_mask=None):
-        x = silu(self.group_norm(x, embedding))
+    def forward(self, x, embedding, acting=None):
+        x = activated(self.group_norm(x, embedding))
         if self.up_sample:
             x = self.up_sample(x)
         x = self.projection(x)
         if self.temporal_projection_new:
-            x = self.temporal_projection_new(x, temporal_mask)
+            x = self.temporal_projection_new(x, acting)
         return self.down_sample(x) if self.down_sample else x
 
 
@@ -226,13 +136,13 @@ class ResNetBlock(nn.Module):
         for name, layer in shortcut.items():  # the published keys have no level in between
             self.add_module(name, layer)
 
-    def forward(self, x, embedding, temporal_mask=None):
-        shortcut = x
-        for name in self.shortcut_names:
-            shortcut = getattr(self, name)(shortcut)
+    def forward(self, x, embedding, acting=None):
+        out = x
         for block in self.resnet_blocks:
-            x = block(x, embedding, temporal_mask)
-        return shortcut + x
+            out = block(out, embedding, acting)
+        for name in self.shortcut_names:
+            x = getattr(self, name)(x)
+        return added(out, x)
 
 
 class Level(nn.Module):
@@ -247,7 +157,9 @@ class Level(nn.Module):
         super().__init__()
         self.up = up
         self.attention_width = widths[-1][2] if up else widths[0][0]
-        self.self_attention_block = AttentionBlock(self.attention_width, sizes, **factory) if self_attention else None
+        self.self_attention_block = (
+            SelfAttentionBlock(self.attention_width, sizes, **factory) if self_attention else None
+        )
         self.resnet_attn_blocks = nn.ModuleList()
         for i, (ins, middle, outs) in enumerate(widths):
             first_up = "up" if up and resample and i == 0 else None
@@ -255,7 +167,7 @@ class Level(nn.Module):
             block = nn.ModuleDict()  # numbered as published
             block["0"] = ResNetBlock(ins, middle, sizes, first_up, temporal_mix, **factory)
             if cross_attention:
-                block["1"] = AttentionBlock(middle, sizes, sizes.context_dim, **factory)
+                block["1"] = CrossAttentionBlock(middle, sizes, sizes.context_dim, **factory)
             block["2"] = ResNetBlock(middle, outs, sizes, last_down, temporal_mix, **factory)
             self.resnet_attn_blocks.append(block)
 
@@ -285,9 +197,15 @@ class UNet(nn.Module):
             self.up_samples.insert(0, level(up, sizes, up=True, **kind))
         self.out_layer = nn.Sequential(
             ops.GroupNorm(sizes.groups, sizes.init_channels, **weights),
-            nn.SiLU(),
+            Activation(),
             ops.Conv2d(sizes.init_channels, out_channels, 3, padding=1, **weights),
         )
+
+    def read_text(self, context, mask):
+        """The Text, for all steps, of a context `[b, n, d]` and its mask `[b, n]` (nonzero: a real token)."""
+        levels = [*self.down_samples, *self.up_samples]
+        blocks = [block["1"] for level in levels for block in level.resnet_attn_blocks if "1" in block]
+        return read_text(self.feature_pooling, blocks, context, mask)
 
     def run_levels(self, x, conditions):
         """Down, up and out: `[b t, init, h, w]` -> `[b t, out, h, w]`; `conditions` go to every level."""

@@ -100,7 +100,7 @@ class KandinskyVideoPipeline:
 
         def predict(x, time):
             x = torch.cat([x, x.new_zeros(1, 5, *x.shape[2:])], dim=1)
-            cond, uncond = (unet(x, time, *text, mode="image") for text in (conditional, unconditional))
+            cond, uncond = (unet(x, time, text, mode="image") for text in (conditional, unconditional))
             return diffusion.guide(cond, uncond, guidance)
 
         shape = (1, 4, 1, height // LATENT_STEP, width // LATENT_STEP)
@@ -117,7 +117,8 @@ class KandinskyVideoPipeline:
         prompt, empty = self._branch_texts(texts, null, unet)
         condition = frames.first_frame_condition(
             first_frame, count, noise_augmentation, noise.augmentation(first_frame.shape)
-        ).to(prompt[0])
+        )
+        condition = _to(condition, unet)
         scores = {
             "motion_score": torch.tensor([[motion]], device=condition.device),
             "noise_augmentation": torch.tensor([[noise_augmentation]], device=condition.device),
@@ -126,7 +127,7 @@ class KandinskyVideoPipeline:
         def predict(x, time):
             branches = [(prompt, condition), (empty, condition), (empty, torch.zeros_like(condition))]
             full, image, none = (
-                unet(torch.cat([x, given], dim=1), time, *text, **scores) for text, given in branches
+                unet(torch.cat([x, given], dim=1), time, text, **scores) for text, given in branches
             )
             return diffusion.guide_three(full, image, none, guidance_text, guidance_image)
 
@@ -139,13 +140,13 @@ class KandinskyVideoPipeline:
         """Puts three frames into every gap of `[1, 4, t, h, w]`; returns `[1, 4, 4t - 3, h, w]`, the given kept."""
         unet, null = self.interpolation
         prompt, empty = self._branch_texts(texts, null, unet)
-        given = frames.neighbours(latents).to(prompt[0])
+        given = _to(frames.neighbours(latents), unet)
         skip = torch.tensor([skip_frames], device=given.device)
 
         def predict(x, time):
-            branches = [(prompt, given, 1), (empty, torch.zeros_like(given), 0)]
+            branches = [(prompt, given, True), (empty, torch.zeros_like(given), False)]
             cond, uncond = (
-                unet(frames.between(sides, x), time, *text, temporal_mask=skip.new_tensor([temporal]),
+                unet(frames.between(sides, x), time, text, temporal_mask=[temporal],
                      skip_frames=skip, perturbation_time=torch.zeros_like(skip))
                 for text, sides, temporal in branches
             )  # fmt: skip
@@ -184,7 +185,7 @@ class KandinskyVideoPipeline:
     def _branch_texts(self, texts, null_embedding, unet):
         positive, negative = texts
         negative = null_context(null_embedding, positive[0]) if negative is None else negative
-        return [(_to(context, unet), mask.to(_weight(unet).device)) for context, mask in (positive, negative)]
+        return [unet.read_text(_to(context, unet), mask) for context, mask in (positive, negative)]
 
     def _sample(self, stage, unet, predict, prediction, shape, timesteps, noise, progress):
         like = _weight(unet)

@@ -23,7 +23,7 @@ def first_frame_loss(
     context, mask = without(text, null_embedding, chance(len(latents), drop_text, generator))
     noisy, noise, time = noised(latents, generator, towards_noise)
     nothing_given = noisy.new_zeros(len(noisy), 5, *noisy.shape[2:])
-    out = unet(torch.cat([noisy, nothing_given], dim=1), time, context, mask, mode="image")
+    out = unet(torch.cat([noisy, nothing_given], dim=1), time, unet.read_text(context, mask), mode="image")
     return noise_loss(out, noise, time, most_weight)
 
 
@@ -49,7 +49,7 @@ def keyframe_loss(
     condition = condition * ~nothing.to(condition.device)[:, None, None, None, None]
     noisy, noise, time = noised(latents, generator, towards_noise)
     out = unet(
-        torch.cat([noisy, condition], dim=1), time, context, mask,
+        torch.cat([noisy, condition], dim=1), time, unet.read_text(context, mask),
         motion_score=motion_score[:, None].to(latents.device),
         noise_augmentation=augmentation[:, None].to(latents.device),
     )  # fmt: skip
@@ -68,8 +68,8 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     kept = ~nothing.to(latents.device)
     noisy, noise, time = noised(between, generator)
     out = unet(
-        frames.between(given * kept[:, None, None, None, None], noisy), time, context, mask, temporal_mask=kept,
-        skip_frames=skip_frames.to(latents.device), perturbation_time=torch.zeros_like(time),
+        frames.between(given * kept[:, None, None, None, None], noisy), time, unet.read_text(context, mask),
+        temporal_mask=(~nothing).tolist(), skip_frames=skip_frames.to(latents.device), perturbation_time=torch.zeros_like(time),
     )  # fmt: skip
     return mse_loss(out, velocity(between, noise, time))
 

@@ -48,8 +48,7 @@ def test_keyframe_unet(name, mode, dtype, tolerance):
         out = unet(
             x,
             tensors[f"{mode}.time"].to(dtype),
-            tensors[f"{mode}.context"].to(dtype),
-            tensors[f"{mode}.context_mask"],
+            unet.read_text(tensors[f"{mode}.context"].to(dtype), tensors[f"{mode}.context_mask"]),
             mode=mode,
             **scores,
         )
@@ -72,8 +71,7 @@ def test_interpolation_unet(variant, dtype, tolerance):
         out = unet(
             x,
             tensors["time"],
-            tensors["context"].to(dtype),
-            tensors["context_mask"],
+            unet.read_text(tensors["context"].to(dtype), tensors["context_mask"], tensors["perturbation_time"]),
             temporal_mask=tensors["temporal_mask"].reshape(2, groups)[:, 0],
             skip_frames=tensors["skip_frames"],
             perturbation_time=tensors["perturbation_time"],
@@ -87,4 +85,4 @@ def test_image_mode_takes_one_frame():
     _, case = golden("keyframe_unet")
     unet = KeyframeUNet(**case["config"], operations=TorchOperations)
     with pytest.raises(ValueError, match="one frame a branch, but the latent holds 3"):
-        unet(torch.zeros(1, 9, 3, 8, 8), torch.zeros(1), torch.zeros(1, 2, 32), torch.ones(1, 2), mode="image")
+        unet(torch.zeros(1, 9, 3, 8, 8), torch.zeros(1), None, mode="image")

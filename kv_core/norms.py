@@ -1,0 +1,89 @@
+"""Normalisation, activation and blends in as few passes over a feature map as they take.
+
+Where a function says that nobody else needs its map, it changes the map in place, but not while gradients are recorded.
+"""
+
+from itertools import groupby
+
+import torch
+from torch import nn
+from torch.nn.functional import group_norm, silu
+
+
+def repeat_rows(tensor, rows):
+    """One row a branch -> one row a feature map; as it is where it has a row for every map already."""
+    return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
+
+
+def branch_rows(tensor, chosen, branches):
+    """The rows that belong to the slice `chosen` of all `branches`."""
+    each = len(tensor) // branches
+    return tensor[chosen.start * each : chosen.stop * each]
+
+
+def modulated_group_norm(x, groups, scale, shift, eps=1e-5):
+    """group_norm(x) * scale + shift with scale and shift `[b, c]` for every map of x `[b, c, h, w]`.
+
+    All maps side by side are one map of b * c channels in b * groups groups, so that scale and shift are the norm's own
+    weights: one pass over the map in place of three.
+    """
+    rows, channels = x.shape[:2]
+    beside = x.reshape(1, rows * channels, *x.shape[2:])
+    return group_norm(beside, rows * groups, scale.flatten(), shift.flatten(), eps).view(x.shape)
+
+
+def activated(x):
+    """SiLU of a map that nobody else needs."""
+    return silu(x, inplace=not torch.is_grad_enabled())
+
+
+def added(x, change):
+    """x + change for a map x that nobody else needs."""
+    return x + change if torch.is_grad_enabled() else x.add_(change)
+
+
+def mixed(x, mix, merge, acting):
+    """x + merge (mix(x) - x) in the branches that are `acting`, a truth value for each; x elsewhere.
+
+    x is a map that nobody else needs; mix(maps, chosen) gives the other maps of the branches `chosen`, a slice. What
+    would not act is not computed, but for training.
+    """
+    share, count = merge.to(x), len(acting)
+    if torch.is_grad_enabled():
+        share = repeat_rows(share * torch.tensor(acting).to(x), x.shape[0])[:, None, None, None]
+        return torch.lerp(x, mix(x, slice(0, count)), share)
+    start = 0
+    for acts, run in groupby(acting):
+        chosen = slice(start, start := start + len(list(run)))
+        if acts:
+            part = branch_rows(x, chosen, count)
+            part.lerp_(mix(part, chosen), share)
+    return x
+
+
+def merge_weight(dtype, device):
+    """A checkpoint's one-number share of a blend; cast at use, for hosts move layers but not lone numbers."""
+    return nn.Parameter(torch.empty(1, dtype=dtype, device=device), requires_grad=False)
+
+
+class Activation(nn.Module):
+    """`activated` as a layer."""
+
+    def forward(self, x):
+        return activated(x)
+
+
+class ConditionalGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift come from an embedding `[rows or b, T]` behind its SiLU."""
+
+    def __init__(self, channels, groups, time_embed_dim, *, operations, dtype, device):
+        super().__init__()
+        self.groups = groups
+        self.context_mlp = nn.Sequential(
+            nn.Identity(),  # the place of the embedding's SiLU, which is the same for all norms
+            operations.Linear(time_embed_dim, 2 * channels, dtype=dtype, device=device),
+        )
+
+    def forward(self, x, embedding):
+        scale, shift = repeat_rows(self.context_mlp(embedding), x.shape[0]).chunk(2, dim=1)
+        return modulated_group_norm(x, self.groups, scale + 1, shift)
