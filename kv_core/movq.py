@@ -5,11 +5,12 @@ conditional normalisation); Arkhipkin et al. 2023, "FusionFrames", section 3 (te
 the latents are continuous and unscaled.
 """
 
+import torch
 from einops import rearrange
 from torch import nn
-from torch.nn.functional import interpolate, pad, silu
+from torch.nn.functional import interpolate, pad
 
-from .layers import merge_weight
+from .norms import activated, added, merge_weight, mixed
 
 NORM_GROUPS = 32
 
@@ -26,11 +27,15 @@ class Norm(nn.Module):
             self.conv_b = operations.Conv2d(z_channels, channels, 1, **weights)
 
     def forward(self, x, z=None):
+        x = self.norm_layer(x)
         if z is None:
-            return self.norm_layer(x)
-        # 1x1 convolutions commute with nearest-neighbour up-sampling and are cheaper before it.
-        scale, shift = (interpolate(conv(z), x.shape[-2:], mode="nearest") for conv in (self.conv_y, self.conv_b))
-        return self.norm_layer(x) * scale + shift
+            return x
+        # The latent is up-sampled to the map's size by repeating; here along the rows only, down the columns it is seen
+        # repeated. 1x1 convolutions commute with that and are cheaper before it.
+        repeats = x.shape[-1] // z.shape[-1]
+        scale, shift = (conv(z).repeat_interleave(repeats, dim=3)[..., None, :] for conv in (self.conv_y, self.conv_b))
+        rows = x.unflatten(2, (z.shape[2], repeats))
+        return torch.addcmul(shift, rows, scale, out=None if torch.is_grad_enabled() else rows).view(x.shape)
 
 
 class ResNetBlock(nn.Module):
@@ -57,17 +62,17 @@ class ResNetBlock(nn.Module):
             self.temporal_merge2 = merge_weight(**weights)
 
     def forward(self, x, z=None):
-        h = self.conv1(silu(self.norm1(x, z)))
+        h = self.conv1(activated(self.norm1(x, z)))
         h = self._over_time(h, self.temporal_projection1, self.temporal_merge1)
-        h = self.conv2(silu(self.norm2(h, z)))
+        h = self.conv2(activated(self.norm2(h, z)))
         h = self._over_time(h, self.temporal_projection2, self.temporal_merge2)
-        return h + (self.nin_shortcut(x) if self.nin_shortcut else x)
+        return added(h, self.nin_shortcut(x) if self.nin_shortcut else x)
 
     def _over_time(self, h, projection, merge):
-        if projection is None:
-            return h
-        mixed = rearrange(projection(rearrange(h, "t c h w -> 1 c t h w")), "1 c t h w -> t c h w")
-        return h + merge.to(h) * (mixed - h)
+        def mix(h, chosen):
+            return rearrange(projection(rearrange(h, "t c h w -> 1 c t h w")), "1 c t h w -> t c h w")
+
+        return h if projection is None else mixed(h, mix, merge, (True,))
 
 
 class AttentionBlock(nn.Module):
@@ -90,7 +95,7 @@ class AttentionBlock(nn.Module):
         pattern = "(h w) t c" if self.temporal else "t (h w) c"
         q, k, v = (rearrange(conv(normed), f"t c h w -> {pattern}") for conv in (self.q, self.k, self.v))
         out = rearrange(self.attend(q, k, v, 1), f"{pattern} -> t c h w", t=x.shape[0], h=x.shape[2])
-        return x + self.proj_out(out)
+        return added(self.proj_out(out), x)
 
 
 class Downsample(nn.Module):
@@ -176,7 +181,7 @@ class Encoder(nn.Module):
             x = level(x)
             if level.downsample:
                 x = level.downsample(x)
-        return self.conv_out(silu(self.norm_out(self.mid(x))))
+        return self.conv_out(activated(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -201,7 +206,7 @@ class Decoder(nn.Module):
             x = level(x, z)
             if level.upsample:
                 x = level.upsample(x)
-        return self.conv_out(silu(self.norm_out(x, z)))
+        return self.conv_out(activated(self.norm_out(x, z)))
 
 
 class MoVQ(nn.Module):

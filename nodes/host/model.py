@@ -7,6 +7,8 @@ interpolation U-Net: `kv_neighbours` `[1, 8, G, h, w]` (left and right frame of 
 temporal layer acts), `kv_skip_frames` (int).
 """
 
+import itertools
+
 import comfy.conds
 import comfy.context_windows
 import comfy.latent_formats
@@ -22,6 +24,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...kv_core import checkpoints, diffusion, frames
+from ...kv_core.attention import Text
 from ...kv_core.interpolation_unet import InterpolationUNet
 from ...kv_core.keyframe_unet import KeyframeUNet
 from . import memory
@@ -125,14 +128,50 @@ class HostUNet:
 
 class HostKeyframeUNet(HostUNet, KeyframeUNet):
     def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
-        return KeyframeUNet.forward(self, x, timesteps, context, options=transformer_options, **conditions)
+        return KeyframeUNet.forward(self, x, timesteps, options=transformer_options, **conditions)
 
 
 class HostInterpolationUNet(HostUNet, InterpolationUNet):
     def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
         predicted, neighbours = x.split([12, 8], dim=1)  # the host puts conditions behind the sample
         x = frames.between(neighbours, predicted)
-        return InterpolationUNet.forward(self, x, timesteps, context, options=transformer_options, **conditions)
+        return InterpolationUNet.forward(self, x, timesteps, options=transformer_options, **conditions)
+
+
+class CONDTuple(comfy.conds.CONDRegular):
+    """One value a branch, of any kind, as a tuple."""
+
+    def process_cond(self, batch_size, **kwargs):
+        return self._copy_with(self.cond * batch_size)
+
+    def can_concat(self, other):
+        return True
+
+    def concat(self, others):
+        return tuple(itertools.chain(self.cond, *(other.cond for other in others)))
+
+    def size(self):
+        return [len(self.cond)]
+
+
+class Prompt:
+    """One branch's text, which the U-Net reads once for all steps of a run.
+
+    Not `kept` where hooks may change the weights from step to step.
+    """
+
+    def __init__(self, context, mask, kept=True):
+        self.context, self.mask, self.kept = context, mask, kept
+        self._readings = {}  # by U-Net: the host may run copies on several devices
+
+    def read(self, unet, device, dtype):
+        reading = self._readings.get(id(unet))
+        if reading is None:
+            context = comfy.model_management.cast_to_device(self.context, device, dtype)
+            reading = unet.read_text(context, self.mask)
+            if self.kept:
+                self._readings[id(unet)] = reading
+        return reading
 
 
 class VideoModel(comfy.model_base.BaseModel):
@@ -148,11 +187,12 @@ class VideoModel(comfy.model_base.BaseModel):
         mask = kwargs.get("attention_mask")
         if mask is None:
             raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
-        # The mask stays an integer: the host casts other types to the compute type.
-        return {
-            "c_crossattn": comfy.conds.CONDRegular(kwargs["cross_attn"]),
-            "context_mask": comfy.conds.CONDRegular(mask.long()),
-        }
+        return {"prompts": CONDTuple((Prompt(kwargs["cross_attn"], mask, kept=not kwargs.get("hooks")),))}
+
+    def _apply_model(self, x, t, *arguments, prompts, **kwargs):
+        dtype = self.get_dtype_inference()
+        text = Text.joined([prompt.read(self.diffusion_model, x.device, dtype) for prompt in prompts])
+        return super()._apply_model(x, t, *arguments, text=text, **kwargs)
 
     def extra_conds_shapes(self, **kwargs):
         # When it loads a model the host counts on two branches; so that three are counted, each one shows up here.
@@ -208,7 +248,7 @@ class InterpolationModel(VideoModel):
 
         return super().extra_conds(**kwargs) | {
             "c_concat": comfy.conds.CONDNoiseShape(neighbours.to(device)),
-            "temporal_mask": number(int(conditional)),
+            "temporal_mask": CONDTuple((conditional,)),
             "skip_frames": number(kwargs.get("kv_skip_frames", 1)),
             "perturbation_time": number(0),
         }

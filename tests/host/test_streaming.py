@@ -18,23 +18,27 @@ def numbers(*shape):
     return on_card(*shape, dtype=torch.long)
 
 
+def text(model, branches):
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])[:branches]
+    return model.diffusion_model.read_text(on_card(branches, 7, 32), mask)
+
+
 def run_keyframes(model):
     return model.diffusion_model(
-        on_card(3, 9, 4, 8, 8), on_card(3), context=on_card(3, 7, 32), context_mask=numbers(3, 7), mode="video",
+        on_card(3, 9, 4, 8, 8), on_card(3), text=text(model, 3), mode="video",
         motion_score=numbers(3, 4), noise_augmentation=numbers(3, 4),
     )  # fmt: skip
 
 
 def run_first_frame(model):
     return model.diffusion_model(
-        on_card(2, 9, 1, 8, 8), on_card(2), context=on_card(2, 7, 32), context_mask=numbers(2, 7), mode="image"
+        on_card(2, 9, 1, 8, 8), on_card(2), text=text(model, 2), mode="image"
     )
 
 
 def run_interpolation(model):
     return model.diffusion_model(
-        on_card(2, 20, 3, 8, 8), on_card(2), context=on_card(2, 7, 32), context_mask=numbers(2, 7),
-        temporal_mask=numbers(2), skip_frames=numbers(2), perturbation_time=numbers(2),
+        on_card(2, 20, 3, 8, 8), on_card(2), text=text(model, 2), temporal_mask=(True, False), skip_frames=numbers(2), perturbation_time=numbers(2),
     )  # fmt: skip
 
 
