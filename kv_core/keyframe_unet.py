@@ -150,9 +150,7 @@ class KeyframeUNet(layers.UNet):
         self.temporal_noise_aug_time_encoding = embedding() if noise_augmentation else None
         self.temporal_motion_score_encoding = embedding() if motion_score else None
 
-    def forward(
-        self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, options=None
-    ):
+    def forward(self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, options=None):
         """Predicts the noise of `x`.
 
         x `[b, 9, t, h, w]`: noisy latent 4, condition latent 4, condition mask 1; h and w divisible by 2 once for

@@ -69,7 +69,8 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     noisy, noise, time = noised(between, generator)
     out = unet(
         frames.between(given * kept[:, None, None, None, None], noisy), time, unet.read_text(context, mask),
-        temporal_mask=(~nothing).tolist(), skip_frames=skip_frames.to(latents.device), perturbation_time=torch.zeros_like(time),
+        temporal_mask=(~nothing).tolist(), skip_frames=skip_frames.to(latents.device),
+        perturbation_time=torch.zeros_like(time),
     )  # fmt: skip
     return mse_loss(out, velocity(between, noise, time))
 

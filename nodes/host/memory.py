@@ -11,10 +11,11 @@ WORKSPACE = 1.25
 def unet(rows, height, width, model_channels, dtype):
     """Either U-Net on `rows` frames or gaps (of all branches in a call) of `height` x `width` latent pixels.
 
-    Counted at 384 model channels, going up at the outermost level: 5250 numbers a latent pixel for keyframes (3 x 12
-    and 3 x 4 frames) and first frames, 5310 for interpolation (2 x 11 and 2 x 44 gaps): 13.8 times the model channels.
+    Counted at 384 model channels, going up at the outermost level: 2960 to 3160 numbers a latent pixel for keyframes
+    (3 x 12 and 1 x 4 frames), 3040 for first frames, 2970 to 2990 for interpolation (2 x 11 and 1 x 44 gaps): about
+    7.9 times the model channels.
     """
-    return rows * height * width * 13.8 * model_channels * dtype.itemsize * WORKSPACE
+    return rows * height * width * 7.9 * model_channels * dtype.itemsize * WORKSPACE
 
 
 def movq_encode(height, width, ch, dtype):
@@ -23,11 +24,11 @@ def movq_encode(height, width, ch, dtype):
 
 
 def movq_decode(frames, height, width, ch, dtype):
-    """A MoVQ decoding one chunk of frames to `height` x `width` pixels: counted five maps of 2 `ch` channels.
+    """A MoVQ decoding one chunk of frames to `height` x `width` pixels: counted six maps of `ch` channels.
 
     The image decoder and the video decoder (chunks of 1, 4 and 5 frames) need the same a frame.
     """
-    return frames * height * width * 10 * ch * dtype.itemsize * WORKSPACE
+    return frames * height * width * 6 * ch * dtype.itemsize * WORKSPACE
 
 
 def text_encode(tokens, d_model, d_ff, vocabulary):

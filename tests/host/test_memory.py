@@ -1,15 +1,13 @@
 """The memory estimates against what the full-size networks hold at their widest moment, counted on the meta device."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.movq import MoVQ
 from kv_core.operations import TorchOperations
+from tools.measure import PeakBytes
 
 HALF = torch.float16
 
@@ -18,27 +16,6 @@ class Operations(TorchOperations):
     @staticmethod
     def attention(q, k, v, heads, mask=None, options=None):
         return torch.empty_like(q)  # fused kernels hold nothing else
-
-
-class PeakBytes(TorchDispatchMode):
-    """Adds up the bytes of all tensors that operations made and that are alive; `peak` is the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.peak = {}, 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage):
-        if storage._cdata not in self.alive:
-            self.alive[storage._cdata] = storage.nbytes()
-            weakref.finalize(storage, self.alive.pop, storage._cdata, None)
-            self.peak = max(self.peak, sum(self.alive.values()))
 
 
 def counted(run):
@@ -61,7 +38,6 @@ FACTORY = {"operations": Operations, "dtype": HALF, "device": "meta"}
 
 
 def assert_fits(estimate, needed):
-    print(needed, needed / estimate)
     assert 1.1 * needed < estimate < 1.5 * needed
 
 
@@ -83,8 +59,8 @@ def test_interpolation_unet(adapters, branches, gaps):
     unet = InterpolationUNet(**FACTORY)
     number = meta(branches, dtype=torch.long)
     needed = counted(lambda: unet(
-        meta(branches, 20, gaps, 64, 64), number, text(unet, branches), temporal_mask=[True] + [False] * (branches - 1), skip_frames=number,
-        perturbation_time=number,
+        meta(branches, 20, gaps, 64, 64), number, text(unet, branches),
+        temporal_mask=[True] + [False] * (branches - 1), skip_frames=number, perturbation_time=number,
     ))  # fmt: skip
     assert_fits(adapters.memory.unet(branches * gaps, 64, 64, 384, HALF), needed)
 

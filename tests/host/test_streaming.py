@@ -38,7 +38,8 @@ def run_first_frame(model):
 
 def run_interpolation(model):
     return model.diffusion_model(
-        on_card(2, 20, 3, 8, 8), on_card(2), text=text(model, 2), temporal_mask=(True, False), skip_frames=numbers(2), perturbation_time=numbers(2),
+        on_card(2, 20, 3, 8, 8), on_card(2), text=text(model, 2), temporal_mask=(True, False),
+        skip_frames=numbers(2), perturbation_time=numbers(2),
     )  # fmt: skip
 
 
