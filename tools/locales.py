@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
 from tools import host, templates  # noqa: E402
 
+LANGUAGES = ("en", "zh", "ru")
 LOCALES = host.ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 PACK_NODES = "KandinskyVideo"  # what their ids begin with

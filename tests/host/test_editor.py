@@ -62,7 +62,7 @@ def check_sizes(sizes, template):
     """No node takes more room than the template's layout gave it."""
     for node in template["nodes"]:
         width, height = sizes[str(node["id"])]
-        assert width <= node["size"][0] and height <= node["size"][1], node["title"]
+        assert width <= node["size"][0] and height <= node["size"][1], node["type"]
 
 
 def check_prompt(prompt, graph):
