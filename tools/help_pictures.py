@@ -92,16 +92,21 @@ ISOLATE = """async id => {
     for (const link of [...graph.links.values()])
         if (link.origin_id != node.id && link.target_id != node.id) graph.removeLink(link.id)
     for (const item of kept) item.title = item.constructor.title
+    LiteGraph.NODE_FONT = 'Inter, sans-serif'  // letters that the editor's font lacks would get serifs
+    // The help is shown in a narrow column: wide pictures become small there.
+    node.size = [Math.max(node.computeSize()[0] + 30, sources.length && targets.length ? 250 : 330), node.size[1]]
     for (const item of [...sources, ...targets]) {
+        item.title = item.title.replace(/ ?[(（].*/, '')
         for (const widget of [...item.widgets ?? []]) item.removeWidget(widget)
         for (let slot = item.inputs.length - 1; slot >= 0; slot--)
             if (item.inputs[slot].link == null) item.removeInput(slot)
+            else Object.assign(item.inputs[slot], {widget: undefined, pos: undefined})
         for (let slot = item.outputs.length - 1; slot >= 0; slot--)
             if (!item.outputs[slot].links?.length) item.removeOutput(slot)
         const [width, rows] = item.computeSize()
-        item.size = [width + 50, rows]  // or long titles are cut
+        item.size = [width + 24, rows]  // or long titles are cut
     }
-    const [title, gap, between] = [30, 70, 14]
+    const [title, gap, between] = [30, 44, 14]
     const height = column => column.reduce((sum, item) => sum + title + item.size[1] + between, -between)
     const columns = [sources, [node], targets].filter(column => column.length)
     const highest = Math.max(...columns.map(height))
