@@ -46,11 +46,13 @@ def find_chromium() -> str | None:
 class Editor:
     """One page with the editor of the server at `address`: `async with Editor(address) as editor`.
 
-    errors: what the page wrote to its console as an error, in order, without the addresses' ports.
+    locale: the language it speaks, such as zh. errors: what the page wrote to its console as an error, in order,
+    without the addresses' ports.
     """
 
-    def __init__(self, address: str, width: int = 1600, height: int = 1000):
+    def __init__(self, address: str, width: int = 1600, height: int = 1000, locale: str = "en"):
         self.address = address
+        self.locale = locale
         self.size = width, height
         self.errors = []
         self._session = None
@@ -75,7 +77,8 @@ class Editor:
             )
             listener = asyncio.create_task(self._listen())
             stack.callback(listener.cancel)
-            async with http.post(f"{self.address}/settings", json=SETTINGS) as answer:
+            settings = {**SETTINGS, "Comfy.Locale": self.locale}
+            async with http.post(f"{self.address}/settings", json=settings) as answer:
                 answer.raise_for_status()
             await self._open_page()
             self._stack = stack.pop_all()

@@ -146,10 +146,12 @@ def editor_node(number: int, node: dict, info: dict) -> dict:
         if options.get("image_upload"):
             values.append("image")
     outputs = zip(info["output_name"], info["output"], strict=True)
+    title = node["_meta"]["title"]
     return {
         "id": number,
         "type": node["class_type"],
-        "title": node["_meta"]["title"],
+        # A title that is the node's own name stays out, so that the editor gives it in its language.
+        **({} if title == info["display_name"] else {"title": title}),
         "pos": [0, 0],
         "size": [0, 0],
         "flags": {},

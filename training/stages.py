@@ -20,6 +20,7 @@ from .trainer import Trainer
 
 BATCH, KEYFRAME_BATCH = 16, 32
 FULL_CAPTIONS = 0.75  # share of batches whose captions say everything
+COARSE_STEPS = 4354  # of keyframes: first what is decided under the most noise, then all alike
 KEYFRAME_CLIPS, INTERPOLATION_CLIPS = 16000, 1200
 
 
@@ -89,12 +90,13 @@ class Stages:
         def loss(step, generator):
             size = workers.share(2 * KEYFRAME_BATCH if step % 3 == 0 else KEYFRAME_BATCH)  # a frame is less work
             rows, given = self._batch(text, clips, size, generator)
+            weights = {"most_weight": 100.0, "towards_noise": 2.0} if step < COARSE_STEPS else {"most_weight": 20.0}
             if step % 3 == 0:
                 latents = clips["first_frame"][rows].float()[:, :, None].to(self.device)
-                return losses.first_frame_loss(unet, latents, given, nulls["null"], generator, towards_noise=2.0)
+                return losses.first_frame_loss(unet, latents, given, nulls["null"], generator, **weights)
             latents = clips["keyframes"][rows].float().transpose(1, 2).to(self.device)
             motion = clips["motion_score"][rows]
-            return losses.keyframe_loss(unet, latents, given, nulls["null"], motion, generator, towards_noise=2.0)
+            return losses.keyframe_loss(unet, latents, given, nulls["null"], motion, generator, **weights)
 
         self._train("keyframes", {"unet": unet, "nulls": nulls}, 12000, 2e-3, loss)
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tools import templates
+from tools import locales, templates
 from tools.editor import Editor, find_chromium
 from tools.server import PACK
 
@@ -20,6 +20,19 @@ DIALOGS = "[...document.querySelectorAll('[role=dialog], .p-toast-message')].map
 CUT_NOTES = """app.rootGraph.nodes.filter(node => node.type == 'MarkdownNote')
     .map(node => node.widgets[0].element.querySelector('.tiptap'))
     .filter(text => text.scrollHeight > text.clientHeight).map(text => text.innerText)"""
+
+NODES = f"""Object.fromEntries(Object.keys(LiteGraph.registered_node_types)
+    .filter(id => id.startsWith('{locales.PACK_NODES}')).map(id => {{
+        const node = LiteGraph.createNode(id)
+        const named = items => Object.fromEntries(items.map(item => [item.name, item.label ?? item.localized_name]))
+        return [id, {{
+            display_name: node.title, description: node.constructor.nodeData.description,
+            inputs: named(node.inputs), outputs: named(node.outputs), widgets: named(node.widgets ?? []),
+        }}]
+    }}))"""
+SELECT = "app.canvas.selectNode(app.rootGraph.nodes.find(node => node.type == 'KandinskyVideoKeyframes'))"
+BUTTON = "document.querySelector('[data-testid=info-button]')"
+HELP = "document.querySelector('.node-help-content')"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ def check_sizes(sizes, template):
     """No node takes more room than the template's layout gave it."""
     for node in template["nodes"]:
         width, height = sizes[str(node["id"])]
-        assert width <= node["size"][0] and height <= node["size"][1], node["title"]
+        assert width <= node["size"][0] and height <= node["size"][1], node["type"]
 
 
 def check_prompt(prompt, graph):
@@ -80,3 +93,30 @@ def check_prompt(prompt, graph):
         for key, node in graph.items()
     }
     assert prompt == expected
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_the_editor_speaks(address, language):
+    """Every node's words, and one node's help as its button opens it."""
+
+    async def look():
+        async with Editor(address, locale=language) as editor:
+            await editor.open("keyframes-only", PACK)
+            nodes = await editor.evaluate(NODES)
+            await editor.evaluate(f"{SELECT}, true")
+            await editor.wait_for(f"{BUTTON} != null")
+            await editor.evaluate(f"{BUTTON}.click(), true")
+            await editor.wait_for(f"{HELP}?.querySelector('img')?.naturalWidth > 0")
+            return nodes, await editor.evaluate(f"{HELP}.querySelector('h1').innerText")
+
+    nodes, title = asyncio.run(look())
+    words = json.loads((locales.LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert nodes.keys() == words.keys()
+    for id, expected in words.items():
+        assert nodes[id]["display_name"] == expected["display_name"]
+        assert nodes[id]["description"] == expected["description"]
+        inputs = {name: each["name"] for name, each in expected["inputs"].items()}
+        assert nodes[id]["inputs"] == inputs, id
+        assert {name: label for name, label in nodes[id]["widgets"].items() if name in inputs}.items() <= inputs.items()
+        assert list(nodes[id]["outputs"].values()) == [each["name"] for each in expected["outputs"].values()], id
+    assert title == words["KandinskyVideoKeyframes"]["display_name"]
