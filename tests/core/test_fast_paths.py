@@ -1,0 +1,147 @@
+"""The forward passes that save time and memory: the same numbers as the straightforward ones, and that they do save."""
+
+import statistics
+
+import pytest
+import torch
+
+from kv_core import diffusion
+from kv_core.attention import Attention, Text
+from kv_core.interpolation_unet import InterpolationUNet
+from kv_core.keyframe_unet import KeyframeUNet
+from kv_core.movq import MoVQ
+from kv_core.operations import TorchOperations
+from kv_core.text_encoder import null_context
+from tests import plain
+from tests.core.test_pipeline import build_pipeline
+from tests.recipe import fill, golden
+from tools import measure
+
+FACTORY = {"operations": TorchOperations, "dtype": torch.float64}
+MOVQ_SIZES = {"ch", "ch_mult", "num_res_blocks", "temporal"}
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whole(unet, context, mask):
+    return unet.read_text(context, mask)
+
+
+def one_by_one(unet, context, mask):
+    return Text.joined([unet.read_text(*row) for row in zip(context.split(1), mask.split(1))])
+
+
+def prompts(unet):
+    """A prompt of five tokens, its null context, and a prompt whose tokens have gaps."""
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0]])
+    context = noise(3, 6, unet.context_dim) * mask[..., None]
+    context[1:2] = null_context(noise(unet.context_dim, seed=1), context[1:2])[0]
+    return context, mask
+
+
+def keyframes(read, mode="video"):
+    unet = fill(KeyframeUNet(**golden("keyframe_unet")[1]["config"], **FACTORY), "keyframe_unet")
+    x, number = noise(3, 9, 4 if mode == "video" else 1, 8, 8), torch.tensor([[3], [7], [11]])
+    time, scores = torch.tensor([980, 500, 20]), {"motion_score": number, "noise_augmentation": number}
+    return unet(x, time, read(unet, *prompts(unet)), mode=mode, **scores)
+
+
+def interpolation(read, acting):
+    name = "interpolation_unet_default"
+    unet = fill(InterpolationUNet(**golden(name)[1]["config"], **FACTORY), name)
+    time, number = torch.tensor([999, 500, 99]), torch.tensor([3, 1, 2])
+    return unet(
+        noise(3, 20, 4, 8, 8), time, read(unet, *prompts(unet)), temporal_mask=acting, skip_frames=number,
+        perturbation_time=number,
+    )  # fmt: skip
+
+
+def decoding(read, part):
+    config = {name: value for name, value in golden(part)[1]["config"].items() if name in MOVQ_SIZES}
+    return fill(MoVQ(**config, **FACTORY), part).decode(noise(5, 4, 8, 4))
+
+
+CALLS = {
+    "keyframes": lambda read: keyframes(read),
+    "first frames": lambda read: keyframes(read, "image"),
+    "gaps that act and one that does not": lambda read: interpolation(read, (True, False, True)),
+    "no gap acts": lambda read: interpolation(read, (False, False, False)),
+    "image MoVQ": lambda read: decoding(read, "image_movq"),
+    "video MoVQ": lambda read: decoding(read, "video_movq_default"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_numbers(monkeypatch, name):
+    call = CALLS[name]
+    with torch.no_grad():
+        fast = call(whole), call(one_by_one)
+    training = call(whole).detach()
+    plain.use(monkeypatch)
+    with torch.no_grad():
+        expected = call(whole)
+    for found in (*fast, training):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_each_text_is_read_once_a_run():
+    pipe = build_pipeline(torch.float32, stages=[diffusion.SeededNoise(0)])
+    calls = []
+    for name, layer in pipe.keyframe[0].named_modules():
+        if isinstance(layer, Attention) and ("resnet_attn" in name or "pooling" in name):
+            layer.to_key.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        loops, _ = golden("loops")
+        texts = (loops["context"], loops["context_mask"]), None
+        pipe.keyframes(texts, torch.zeros(1, 4, 1, 8, 8), 10, 20, 5.0, 2.0, 3, 0, count=2)
+    assert calls and len(calls) == 2 * len(set(calls))  # the prompt's branch and the null one's, not three steps each
+
+
+def test_one_token_asks_for_no_attention():
+    asked = []
+
+    class Operations(TorchOperations):
+        @staticmethod
+        def attention(q, k, v, heads, mask=None, options=None):
+            asked.append((tuple(k.shape[:2]), mask))
+            return TorchOperations.attention(q, k, v, heads, mask, options)
+
+    unet = fill(KeyframeUNet(**golden("keyframe_unet")[1]["config"], operations=Operations), "keyframe_unet")
+    context, mask = (part.float() for part in prompts(unet))
+    with torch.no_grad():
+        text = unet.read_text(context[:2], mask[:2])
+        asked.clear()
+        unet(torch.zeros(2, 9, 1, 8, 8), torch.zeros(2), text, mode="image")
+    to_text = [(shape, masked) for shape, masked in asked if shape[1] == 5]
+    assert len(to_text) == len(text.readings) and all(shape[0] == 1 and mask is None for shape, mask in to_text)
+    assert not any(shape[1] in (1, 6) for shape, _ in asked)
+
+
+SHARES = {"keyframes": 0.85, "decode-video": 0.9}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SHARES)
+def test_time_and_memory(monkeypatch, stage):
+    """At 36 frames of 32x32 latents with 96 model channels, and a chunk of video of that size."""
+    def build():
+        return getattr(measure.Stages("small", 256, 256, "cpu", torch.float32, False), stage.replace("-", "_"))()[0]
+
+    fast, plainly = [], []
+    with torch.inference_mode():
+        run = build()
+        with monkeypatch.context() as patched:
+            plain.use(patched)
+            straight = build()
+            plain_memory, _ = measure.peak_memory(straight, "cpu")
+        memory, _ = measure.peak_memory(run, "cpu")
+        for _ in range(5):  # by turns, as the machine's own pace changes
+            fast += measure.seconds(run, 1, "cpu")
+            with monkeypatch.context() as patched:
+                plain.use(patched)
+                plainly += measure.seconds(straight, 1, "cpu")
+    ratio = statistics.median(fast) / statistics.median(plainly)
+    print(f"{stage}: {ratio:.2f} of the time, {memory / plain_memory:.2f} of the memory")
+    assert ratio <= SHARES[stage] and memory <= 0.7 * plain_memory
