@@ -36,6 +36,10 @@ class Published:
     def page(self) -> str:
         return f"huggingface.co/{self.repository}"
 
+    @property
+    def url(self) -> str:
+        return f"https://{self.page}/resolve/main/{self.file}"
+
 
 # Keyed by the words that `tools/get_weights.py --only` takes.
 PUBLISHED = {

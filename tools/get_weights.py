@@ -1,8 +1,8 @@
 """Download the published weights into ComfyUI's model folders: `python3 tools/get_weights.py`.
 
-Nothing else in this pack downloads anything. `--dry-run` says what there is to download, where it goes and what space
-it takes. This part runs in any Python 3.10 or newer: it checks the options, finds ComfyUI (see host.py) and hands over
-to weights.py in ComfyUI's Python.
+No node downloads anything. `--dry-run` says what there is to download, where it goes and what space it takes. This part
+runs in any Python 3.10 or newer: it checks the options, finds ComfyUI (see host.py) and hands over to weights.py in
+ComfyUI's Python.
 """
 
 import argparse

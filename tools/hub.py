@@ -52,7 +52,7 @@ class RemoteFile:
 def list_files(repository: str) -> dict[str, RemoteFile]:
     """Every file of a repository by its name. Raises HostError."""
     try:
-        info = HfApi().model_info(repository, files_metadata=True)
+        info = HfApi().model_info(repository, files_metadata=True, timeout=30)
     except HUB_ERRORS as error:
         raise host.HostError(explain(error, repository)) from None
     return {
@@ -146,8 +146,8 @@ def check(remote: RemoteFile, found: str) -> None:
     """Raises HostError where `found` is not the checksum that the repository states."""
     if found != remote.checksum:
         raise host.HostError(
-            f"{remote.name} arrived with the checksum {found[:12]}... instead of {remote.checksum[:12]}..., so it was "
-            "thrown away: run the same command again, and if that changes nothing, ask on the page "
+            f"{remote.name} arrived with the checksum {found}, but its repository states {remote.checksum}, so it was "
+            "thrown away: run the same command again, and if that changes nothing, look at "
             f"{constants.ENDPOINT}/{remote.repository}."
         )
 
@@ -158,20 +158,20 @@ def check(remote: RemoteFile, found: str) -> None:
 def explain(error: Exception, repository: str) -> str:
     """One sentence for what stopped a download."""
     server = constants.ENDPOINT
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, GatedRepoError):  # also a RepositoryNotFoundError, so it comes first
         return (
             f"{repository} is open only to those who accepted its terms: accept them on {server}/{repository}, log in "
             "with `hf auth login` and run the same command again."
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return f"{server} has no repository {repository}, or shows it only to some: look at {server}/{repository}."
     if isinstance(error, EntryNotFoundError):
         return f"{repository} has changed while it was read: run the same command again."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be downloaded: unset it and run the same command again."
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else "an error"
-        return f"{server} answered {status} for {repository}: run the same command again later."
+        return f"{server} answered {status or 'an error'} for {repository}: run the same command again later."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "The disk is full: free some space and run the same command again, which goes on where it stopped."
     if getattr(error, "filename", None):

@@ -160,7 +160,7 @@ def check_space(needed: dict[Path, int]) -> None:
 
 
 def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size / 1e6:.2f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def describe(step: Step) -> None:
