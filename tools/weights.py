@@ -68,7 +68,9 @@ def main(options: dict) -> int:
     needed = space_needed(steps, options["keep_original"])
     if steps:
         summarize(steps, needed)
-    if steps and not options["dry_run"]:
+    if options["dry_run"]:
+        return 0
+    if steps:
         check_space(needed)
         if not (options["yes"] or confirmed()):
             return 1
@@ -151,7 +153,7 @@ def check_space(needed: dict[Path, int]) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise host.HostError(
-                f"{folder} has {gigabytes(free)} free, but up to {gigabytes(size)} are needed: free some space, choose "
+                f"{folder} has {readable(free)} free, but up to {readable(size)} are needed: free some space, choose "
                 "a smaller --dtype, or get the parts one after the other with --only."
             )
 
@@ -159,8 +161,9 @@ def check_space(needed: dict[Path, int]) -> None:
 # What the user sees
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+def readable(size: int) -> str:
+    unit, scale = next(((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6)) if size >= scale / 10), ("kB", 1e3))
+    return f"{size / scale:.2f} {unit}"
 
 
 def describe(step: Step) -> None:
@@ -168,17 +171,17 @@ def describe(step: Step) -> None:
     server = hub.constants.ENDPOINT
     for file in step.files:
         there = hub.arrived(file, step.path(file))
-        here = f", {gigabytes(there)} of it here already" if there else ""
-        print(f"  {server}/{file.repository}: {file.name}, {gigabytes(file.size)}{here}")
-    print(f"  becomes {step.target}, at most {gigabytes(step.converted)}, {step.dtype or 'type as published'}")
+        here = f", {readable(there)} of it here already" if there else ""
+        print(f"  {server}/{file.repository}: {file.name}, {readable(file.size)}{here}")
+    print(f"  becomes {step.target}, at most {readable(step.converted)}, {step.dtype or 'type as published'}")
 
 
 def summarize(steps: list[Step], needed: dict[Path, int]) -> None:
     size = sum(step.download - step.arrived for step in steps)
-    print(f"To download: {gigabytes(size)}. The weights have licences of their own, on their repositories' pages.")
+    print(f"To download: {readable(size)}. The weights have licences of their own, on their repositories' pages.")
     for folder, space in needed.items():
-        free = gigabytes(shutil.disk_usage(folder).free)
-        print(f"Space for download and conversion in {folder}: up to {gigabytes(space)}; {free} are free.")
+        free = readable(shutil.disk_usage(folder).free)
+        print(f"Space for download and conversion in {folder}: up to {readable(space)}; {free} are free.")
 
 
 def confirmed() -> bool:
@@ -186,24 +189,29 @@ def confirmed() -> bool:
     try:
         return input("Download now? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
+        print()  # the question's line is still open
         raise host.HostError("Nothing was downloaded: nobody could be asked, so add --yes to begin.") from None
 
 
 def report_kept(models: Path) -> None:
     """Say what downloaded files are left, by --keep-original or by a run that was stopped before it removed them."""
-    files = [path for path in (models / DOWNLOADS).rglob("*") if path.is_file() and path.name != LOCK]
+    found = (path for path in (models / DOWNLOADS).rglob("*") if path.is_file())
+    files = [path for path in found if path.name != LOCK and path.suffix != ".partial"]
     if files:
-        size = gigabytes(sum(path.stat().st_size for path in files))
+        size = readable(sum(path.stat().st_size for path in files))
         print(f"{models / DOWNLOADS} holds {size} of downloaded files, which the loaders do not need.")
 
 
 @contextlib.contextmanager
 def bar(title: str):
-    """A function that shows a share of bytes on the terminal."""
-    with tqdm(desc=title, unit="B", unit_scale=True) as shown:
+    """A function that shows a share of bytes on the terminal, from its first call to the end of the block."""
+    with contextlib.ExitStack() as stack:
+        shown = None
 
         def show(done: int, total: int) -> None:
-            shown.total = total
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(tqdm(desc=title, total=total, unit="B", unit_scale=True, leave=False))
             shown.update(done - shown.n)
 
         yield show

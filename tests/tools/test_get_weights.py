@@ -200,7 +200,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(server, models, capsys):
         assert (f"becomes {target(models, key)}, at most " in out) == (key != "movq")
         if entry.file and key != "movq":
             size = len(server.repositories[KANDINSKY][entry.file])
-            assert f"{server.address}/{KANDINSKY}: {entry.file}, {weights.gigabytes(size)}\n" in out
+            assert f"{server.address}/{KANDINSKY}: {entry.file}, {weights.readable(size)}\n" in out
     assert f"{server.address}/{FLAN_UL2}: pytorch_model-00001-of-00003.bin, " in out and "00003-of" not in out
     assert re.search(rf"Space for .* in {re.escape(str(models))}: up to \d+\.\d\d MB; \S+ GB are free\.", out)
 
@@ -326,7 +326,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_too_little_space(server, models, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 30_000))
     message = refusal(models, "projections")
-    assert "has 0.03 MB free, but up to 0.07 MB are needed" in message and "smaller --dtype" in message
+    assert "has 30.00 kB free, but up to 72." in message and "smaller --dtype" in message
     assert server.downloads() == [] and not models.exists()
 
 
