@@ -98,6 +98,8 @@ def point_to(address, monkeypatch):
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
@@ -246,7 +248,7 @@ def partial_files(models):
 def test_goes_on_after_it_was_killed(large, models):
     options = {"dry_run": False, "dtype": None, "keep_original": False, "yes": True}
     settings = json.dumps({**options, "models": str(models), "only": ["projections"]})
-    environ = {**os.environ, "HF_ENDPOINT": large.address}
+    environ = {**os.environ, "HF_ENDPOINT": large.address, "HF_HUB_OFFLINE": "0"}
     with subprocess.Popen(
         [sys.executable, "-m", "tools.weights", settings], cwd=host.ROOT, env=environ, stderr=subprocess.DEVNULL
     ) as process:
@@ -307,7 +309,7 @@ def test_a_wrong_checksum(server, models):
     assert files_in(models) == []
 
 
-def test_a_wrong_checksum_of_a_small_file(server, models, flan_ul2, monkeypatch):
+def test_a_wrong_checksum_of_a_small_file(server):
     listed = hub.list_files(FLAN_UL2)["config.json"]
     server.repositories[FLAN_UL2]["config.json"] = b" " * listed.size
     with pytest.raises(host.HostError, match="config.json arrived with the checksum"):
@@ -454,9 +456,7 @@ def test_the_readme_has_the_tables_facts(key):
 
 
 def test_templates_link_to_the_published_files_of_their_tiny_ones():
-    links = {
-        value: templates.links_to_models([value, "default"]).get("models") for value in templates.TINY
-    }
+    links = {value: templates.links_to_models([value, "default"]).get("models") for value in templates.TINY}
     assert [entry.part for entry in templates.TINY.values()] == [
         open_checkpoint(next(path for path in TINY.glob(f"*/{value}"))).part for value in links
     ]
