@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .conversion import DTYPES, appearing, write_safetensors
-from .detection import METADATA_KEY, PARTS, CheckpointError, check_complete, detect
+from .detection import DECODER, METADATA_KEY, PARTS, CheckpointError, check_complete, detect
 
-__all__ = ["Checkpoint", "CheckpointError", "convert", "detect", "main", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "convert", "detect", "encoder_shards", "main", "open_checkpoint"]
 
 # A Hugging Face folder names its weights in one of these ways; the safe format comes first.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -114,6 +114,20 @@ def convert(
     return open_checkpoint(target)
 
 
+def encoder_shards(index: object, name: str = "The index") -> list[str]:
+    """The names of the weight files that hold an encoder, by a folder's index as read from JSON; `name` is its name.
+
+    A whole T5 has more files, with its decoder, which are not needed. Raises CheckpointError where none is named.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, Mapping) else None
+    weight_map = weight_map if isinstance(weight_map, Mapping) else {}
+    # Only the name counts: a file lies beside its index, whatever path the index may give.
+    shards = {Path(str(file)).name for tensor, file in weight_map.items() if not tensor.startswith(DECODER)}
+    if not shards:
+        raise CheckpointError(f"{name} does not say which files hold the weights; download it again.")
+    return sorted(shards)
+
+
 def _null_embedding(tensor, context_dim, name):
     if tuple(tensor.shape) not in ((context_dim,), (1, context_dim), (1, 1, context_dim)):
         raise CheckpointError(
@@ -150,12 +164,8 @@ def _read_folder(folder):
 
 
 def _shards(index):
-    """The files an index names, in order."""
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(f"{index.name} does not say which files hold the weights; download it again.")
-    # Only the name counts: a part lies beside its index, whatever path the index may give.
-    shards = [index.parent / name for name in sorted({Path(str(value)).name for value in weight_map.values()})]
+    """The files with the encoder that an index names, in order."""
+    shards = [index.parent / name for name in encoder_shards(_read_json(index), index.name)]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise CheckpointError(

@@ -15,6 +15,8 @@ from .operations import TorchOperations
 
 METADATA_KEY = "kandinsky_video"
 
+DECODER = ("decoder.", "lm_head.")  # what a whole T5 has besides its encoder
+
 UNSEEN = ("head_dim", "groups", "relative_attention_max_distance")
 
 # part -> what people call it, and the node that loads it
@@ -264,7 +266,7 @@ def _encoder_only(tensors):
     """A whole T5 also holds its decoder, and may hold the embedding a second time under another name."""
     encoder = {
         tensor: in_file for tensor, in_file in tensors.items()
-        if not tensor.startswith(("decoder.", "lm_head.", "encoder.embed_tokens."))
+        if not tensor.startswith((*DECODER, "encoder.embed_tokens."))
     }  # fmt: skip
     if "encoder.embed_tokens.weight" in tensors:
         encoder.setdefault("shared.weight", tensors["encoder.embed_tokens.weight"])

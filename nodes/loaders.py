@@ -7,12 +7,6 @@ from .host import files, model, parts
 
 CATEGORY = "Kandinsky Video"
 
-UNET_FILES = "t2v.pt or interpolation.pt (or their safetensors conversions)"
-MOVQ_FILES = "movq.pt (or its safetensors conversion)"
-VIDEO_MOVQ_FILES = "video_movq.pt (or its safetensors conversion)"
-TEXT_ENCODER_FILES = "Flan-UL2's folder (config.json, tokenizer and safetensors)"
-PROJECTIONS_FILES = "t5_projections.pt (or its safetensors conversion)"
-
 
 def file_input(id, category, preferred, tooltip):
     return io.Combo.Input(id, **files.choices(category, preferred), tooltip=tooltip)
@@ -46,7 +40,8 @@ class UNetLoader(io.ComfyNode):
                     "unet_name",
                     "diffusion_models",
                     "kv-tiny/keyframes.safetensors",
-                    f"U-Net file from models/diffusion_models: {UNET_FILES}, about 8 GB each in fp16.",
+                    "U-Net file from models/diffusion_models: t2v.pt or interpolation.pt (or their safetensors "
+                    "conversions), about 8 GB each in fp16.",
                 ),
                 dtype_input("what ComfyUI picks for this device, fp16 on most GPUs"),
             ],
@@ -61,7 +56,7 @@ class UNetLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, unet_name):
-        return files.check("diffusion_models", unet_name, UNET_FILES)
+        return files.check("diffusion_models", unet_name, ["keyframes", "interpolation"])
 
     @classmethod
     def execute(cls, unet_name, weight_dtype) -> io.NodeOutput:
@@ -91,7 +86,7 @@ class TextEncoderLoader(io.ComfyNode):
                     "projections_name",
                     "text_encoders",
                     "kv-tiny/t5_projections.safetensors",
-                    f"Projections file from models/text_encoders: {PROJECTIONS_FILES}.",
+                    "Projections file from models/text_encoders: t5_projections.pt (or its safetensors conversion).",
                 ),
                 dtype_input("what ComfyUI picks for text encoders, fp16 unless a start-up flag says otherwise"),
             ],
@@ -104,8 +99,8 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder_name, projections_name):
-        found = files.check("text_encoders", text_encoder_name, TEXT_ENCODER_FILES)
-        return found if found is not True else files.check("text_encoders", projections_name, PROJECTIONS_FILES)
+        found = files.check("text_encoders", text_encoder_name, ["text"])
+        return found if found is not True else files.check("text_encoders", projections_name, ["projections"])
 
     @classmethod
     def execute(cls, text_encoder_name, projections_name, weight_dtype) -> io.NodeOutput:
@@ -127,7 +122,7 @@ class MoVQLoader(io.ComfyNode):
                     "movq_name",
                     "vae",
                     "kv-tiny/movq.safetensors",
-                    f"Image MoVQ file from models/vae: {MOVQ_FILES}, about 1 GB in fp32.",
+                    "Image MoVQ file from models/vae: movq.pt (or its safetensors conversion), about 1 GB in fp32.",
                 ),
                 dtype_input("what ComfyUI picks for VAEs, bf16 on most GPUs", smaller=False),
             ],
@@ -136,7 +131,7 @@ class MoVQLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, movq_name):
-        return files.check("vae", movq_name, MOVQ_FILES)
+        return files.check("vae", movq_name, ["movq"])
 
     @classmethod
     def execute(cls, movq_name, weight_dtype) -> io.NodeOutput:
@@ -157,7 +152,8 @@ class TemporalMoVQLoader(io.ComfyNode):
                     "video_movq_name",
                     "vae",
                     "kv-tiny/video_movq.safetensors",
-                    f"Temporal MoVQ file from models/vae: {VIDEO_MOVQ_FILES}, about 2.7 GB in fp32.",
+                    "Temporal MoVQ file from models/vae: video_movq.pt (or its safetensors conversion), about "
+                    "2.7 GB in fp32.",
                 ),
                 dtype_input("what ComfyUI picks for VAEs, bf16 on most GPUs", smaller=False),
             ],
@@ -166,7 +162,7 @@ class TemporalMoVQLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, video_movq_name):
-        return files.check("vae", video_movq_name, VIDEO_MOVQ_FILES)
+        return files.check("vae", video_movq_name, ["video_movq"])
 
     @classmethod
     def execute(cls, video_movq_name, weight_dtype) -> io.NodeOutput:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
+from kv_core.published import PUBLISHED  # noqa: E402
 from tools import host  # noqa: E402
 from tools.server import Server  # noqa: E402
 
@@ -44,14 +45,14 @@ COLOURS = {
 # Keys of the notes, beside those of the graph
 ABOUT, WEIGHTS = "about this graph", "published weights"
 
-# The published file in the place of each tiny one.
-PUBLISHED = {
-    "kv-tiny/keyframes.safetensors": "t2v.pt",
-    "kv-tiny/interpolation.safetensors": "interpolation.pt",
-    "kv-tiny/flan-ul2": "flan-ul2",
-    "kv-tiny/t5_projections.safetensors": "t5_projections.pt",
-    "kv-tiny/movq.safetensors": "movq.pt",
-    "kv-tiny/video_movq.safetensors": "video_movq.pt",
+# The published part in the place of each tiny one.
+TINY = {
+    "kv-tiny/keyframes.safetensors": PUBLISHED["keyframes"],
+    "kv-tiny/interpolation.safetensors": PUBLISHED["interpolation"],
+    "kv-tiny/flan-ul2": PUBLISHED["text"],
+    "kv-tiny/t5_projections.safetensors": PUBLISHED["projections"],
+    "kv-tiny/movq.safetensors": PUBLISHED["movq"],
+    "kv-tiny/video_movq.safetensors": PUBLISHED["video_movq"],
 }
 PUBLISHED_SIZE = {"KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage": 512}
 
@@ -159,9 +160,19 @@ def editor_node(number: int, node: dict, info: dict) -> dict:
         "mode": 0,
         "inputs": slots + widgets,
         "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
-        "properties": {"Node name for S&R": node["class_type"]},
+        "properties": {"Node name for S&R": node["class_type"], **links_to_models(values)},
         "widgets_values": values,
     }
+
+
+def links_to_models(values: list) -> dict:
+    """The property that tells the editor where the published files in the place of the tiny ones are.
+
+    It offers a file only where the node's list is set to that name and lacks it, so never as the template opens.
+    """
+    parts = [TINY[value] for value in values if isinstance(value, str) and value in TINY]
+    files = [{"name": part.file, "url": part.url, "directory": part.folder} for part in parts if part.file]
+    return {"models": files} if files else {}
 
 
 def flat_inputs(inputs: dict, values: dict, prefix: str = ""):
@@ -273,7 +284,7 @@ def published(graph: dict) -> str:
     files, sizes = [], []
     for node in graph.values():
         title, inputs = node["_meta"]["title"], node["inputs"].values()
-        chosen = [f"**{PUBLISHED[value]}**" for value in inputs if not isinstance(value, list) and value in PUBLISHED]
+        chosen = [f"**{TINY[value].name}**" for value in inputs if not isinstance(value, list) and value in TINY]
         if chosen:
             files.append(f"- {title}: {' and '.join(chosen)}")
         if node["class_type"] in PUBLISHED_SIZE:
@@ -281,7 +292,8 @@ def published(graph: dict) -> str:
     return "\n".join(
         [
             "As it opens, the graph runs the pack's own tiny models. They know simple shapes that move on plain "
-            "backgrounds, in words such as those of the prompt here. For the published models choose",
+            "backgrounds, in words such as those of the prompt here. For the published models, which "
+            "`python3 tools/get_weights.py` downloads in the pack's folder, choose",
             "",
             *files,
             "",

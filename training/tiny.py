@@ -19,7 +19,7 @@ KEYFRAME_UNET = {
 }  # fmt: skip
 # Skips leave a level after its down-sampling, so the outermost width must hold four times the predicted channels.
 INTERPOLATION_UNET = KEYFRAME_UNET | {
-    "model_channels": 64, "groups": 8, "dim_mult": (1, 1), "num_blocks": (1, 1),
+    "model_channels": 64, "time_embed_dim": 80, "groups": 8, "dim_mult": (1, 1), "num_blocks": (1, 1),
     "add_cross_attention": (False, True), "add_self_attention": (False, True),
 }  # fmt: skip
 MOVQ = {"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1}  # four levels: a latent is an eighth of the picture

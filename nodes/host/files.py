@@ -5,6 +5,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...kv_core.published import PUBLISHED
+
 CATEGORIES = ("diffusion_models", "vae", "text_encoders")
 PACK = Path(__file__).parents[2]
 
@@ -38,11 +40,22 @@ def choices(category, preferred):
     return {"options": options, "default": preferred if preferred in options else None}
 
 
-def check(category, name, expected):
-    """True where `name` (None while it comes over a link) can be loaded, else one sentence that says what to do."""
+def check(category, name, parts):
+    """True where `name` (None while it comes over a link) can be loaded, else one sentence that says what to do.
+
+    `parts` are the keys of PUBLISHED that go there; of several, one whose file is called so is meant.
+    """
     if name is None or name in names(category):
         return True
-    return f"'{name}' is not in ComfyUI's models/{category} folder: put {expected} there and choose it in this node."
+    file = name.split("/")[-1]
+    parts = [part for part in parts if file in (PUBLISHED[part].file, PUBLISHED[part].name)] or parts
+    files = " and ".join(PUBLISHED[part].name for part in parts)
+    size = f"{sum(PUBLISHED[part].gigabytes for part in parts):.1f} GB"
+    return (
+        f"'{name}' is not in ComfyUI's models/{category} folder: run 'python3 tools/get_weights.py --only "
+        f"{' '.join(parts)}' in this pack's folder, which puts {files} there ({size} from {PUBLISHED[parts[0]].page}), "
+        "and choose it in this node."
+    )
 
 
 def path(category, name):

@@ -65,9 +65,9 @@ REFUSED = {
     "infinite guidance": ("keyframes", "text_guidance", math.inf, "bigger than max of 30"),
     "an unknown motion": ("keyframes", "motion", "fast", "not in list"),
     "an unknown weight type": ("movq", "weight_dtype", "int8", "not in list"),
-    "a missing file": ("keyframe_unet", "unet_name", "t2v.pt", "put t2v.pt or interpolation.pt"),
-    "missing projections": ("text_encoder", "projections_name", "t5_projections.pt", "put t5_projections.pt"),
-    "a path out of the folder": ("movq", "movq_name", "../movq.pt", "put movq.pt"),
+    "a missing file": ("keyframe_unet", "unet_name", "t2v.pt", "tools/get_weights.py --only keyframes'"),
+    "missing projections": ("text_encoder", "projections_name", "t5_projections.pt", "--only projections'"),
+    "a path out of the folder": ("movq", "movq_name", "../movq.pt", "--only movq'"),
     "the image MoVQ for a video": ("frames", "video_movq", link("movq"), "KV_MOVQ"),
 }
 

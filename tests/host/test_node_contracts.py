@@ -294,11 +294,19 @@ def test_lists_of_files(adapters, model_folders):
 def test_a_missing_file_gets_one_sentence(adapters, pack_nodes, model_folders):
     put(model_folders / "first/secret.safetensors")
     loader = pack_nodes["KandinskyVideoUNetLoader"]
-    for name in ("t2v.pt", "../secret.safetensors"):
+    page = "huggingface.co/ai-forever/KandinskyVideo_1_1"
+    for name, parts, there in (
+        ("t2v.pt", "keyframes", f"t2v.safetensors there (8.3 GB from {page})"),
+        ("mine/interpolation.safetensors", "interpolation", f"interpolation.safetensors there (8.0 GB from {page})"),
+        (
+            "../secret.safetensors", "keyframes interpolation",
+            f"t2v.safetensors and interpolation.safetensors there (16.3 GB from {page})",
+        ),
+    ):  # fmt: skip
         answer = loader.validate_inputs(unet_name=name)
         assert answer == (
-            f"'{name}' is not in ComfyUI's models/diffusion_models folder: put t2v.pt or interpolation.pt (or their "
-            "safetensors conversions) there and choose it in this node."
+            f"'{name}' is not in ComfyUI's models/diffusion_models folder: run 'python3 tools/get_weights.py --only "
+            f"{parts}' in this pack's folder, which puts {there}, and choose it in this node."
         )
         with pytest.raises(FileNotFoundError, match="no longer in ComfyUI's models/diffusion_models"):
             adapters.files.path("diffusion_models", name)

@@ -47,10 +47,10 @@ def exact(pack_nodes):
 
 def test_another_seed_gives_other_pictures(pack_nodes, exact):
     other = {stage: {"seed": SEED + 1} for stage in ("first_frame", "keyframes", "video")}
-    assert max(decibels(run_here(pack_nodes, short(**other)), exact)) < 24
+    assert max(decibels(run_here(pack_nodes, short(**other)), exact)) < 26
 
 
-@pytest.mark.parametrize("dtype, least", [("fp16", 60), ("bf16", 25), ("fp8_e4m3fn", 16), ("fp8_e5m2", 16)])
+@pytest.mark.parametrize("dtype, least", [("fp16", 60), ("bf16", 44), ("fp8_e4m3fn", 28), ("fp8_e5m2", 25)])
 def test_smaller_weights(pack_nodes, adapters, exact, dtype, least):
     changes = stored_as(dtype)
     small = run_here(pack_nodes, short(**changes))
@@ -80,7 +80,7 @@ def test_start_up_flags_choose_the_default_type(comfyui_host, exact, tmp_path):
     files = [tmp_path / "output" / file["filename"] for file in done.files()]
     frames = torch.stack([torch.from_numpy(numpy.array(Image.open(file))) for file in files]) / 255
     error = (frames - exact["frames"]).square().mean()
-    assert 17 < -10 * error.log10() < 32, "the error of fp8 weights, neither less nor more"
+    assert 28 < -10 * error.log10() < 44, "the error of fp8 weights, neither less nor more"
 
 
 def test_every_layer_can_stream(exact):

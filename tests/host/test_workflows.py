@@ -96,7 +96,7 @@ def named(prompt):
 
 
 @pytest.mark.parametrize("name", ["text-to-video-medium", "image-to-video"])
-def test_a_clip_has_its_prompts_colours(server, run_graph, name):
+def test_a_clip_shows_its_prompt(server, run_graph, name):
     graph = templates.api_graph(name)
     run = run_graph(graph, timeout=900)
     assert {10, 50} <= {most for pairs in run.progress().values() for _, most in pairs}
@@ -104,8 +104,9 @@ def test_a_clip_has_its_prompts_colours(server, run_graph, name):
     check_video(video, *VIDEOS[name])
     seen = world.read(pixels_of(video))
     assert seen.found.all()
-    colour, _, _, background = named(graph["prompt"]["inputs"]["text"])
-    assert (seen.colour.mode().values.item(), seen.background.mode().values.item()) == (colour, background)
+    direction = world.read_direction(seen.centre[None]).item()
+    found = [getattr(seen, kind).mode().values.item() for kind in ("colour", "shape", "background")]
+    assert [*found[:2], direction, found[2]] == named(graph["prompt"]["inputs"]["text"])
 
 
 def test_every_workflow_is_expected():

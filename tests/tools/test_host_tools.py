@@ -107,7 +107,7 @@ def test_succeeds():
 # What cannot work is said before anything is set up
 
 
-@pytest.mark.parametrize(("command", "oldest"), [("demo", 6), ("test", 6), ("host", 7)])
+@pytest.mark.parametrize(("command", "oldest"), [("demo", 6), ("test", 6), ("get_weights", 6), ("host", 7)])
 def test_python_too_old(command, oldest):
     path = host.ROOT / f"tools/{command}.py"
     ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, oldest))  # it can be read there
