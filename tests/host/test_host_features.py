@@ -31,11 +31,15 @@ def test_the_null_embedding_as_negative_prompt_changes_nothing(stages, adapters,
     assert torch.equal(stages.keyframes(keyframe_model, steps=3, negative=null), expected)
 
 
-def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls):
+def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, monkeypatch):
     negative = [[torch.ones(1, 3, 32), {"attention_mask": torch.ones(1, 3, dtype=torch.long)}]]
     out = stages.keyframes(keyframe_model, steps=3, negative=negative)
     assert not torch.allclose(out, stages.keyframes(keyframe_model, steps=3), atol=1e-3)
-    assert sorted(shape[0] for shape in calls[:6]) == [1, 1, 1, 2, 2, 2], "lengths are never padded to match"
+    assert [shape[0] for shape in calls[:3]] == [3, 3, 3], "texts of any length go together"
+    calls.clear()
+    monkeypatch.setattr(keyframe_model.model, "memory_required", lambda *shapes, **more: 1e18)  # one branch a call
+    torch.testing.assert_close(stages.keyframes(keyframe_model, steps=3, negative=negative), out, atol=1e-5, rtol=0)
+    assert [shape[0] for shape in calls] == [1] * 9
 
 
 def test_a_seed_decides_everything_and_leaves_the_global_state_alone(stages, keyframe_model):
