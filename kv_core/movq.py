@@ -35,7 +35,8 @@ class Norm(nn.Module):
         repeats = x.shape[-1] // z.shape[-1]
         scale, shift = (conv(z).repeat_interleave(repeats, dim=3)[..., None, :] for conv in (self.conv_y, self.conv_b))
         rows = x.unflatten(2, (z.shape[2], repeats))
-        return torch.addcmul(shift, rows, scale, out=None if torch.is_grad_enabled() else rows).view(x.shape)
+        rows = rows * scale + shift if torch.is_grad_enabled() else rows.mul_(scale).add_(shift)
+        return rows.view(x.shape)
 
 
 class ResNetBlock(nn.Module):

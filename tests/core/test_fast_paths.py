@@ -12,7 +12,7 @@ from kv_core.keyframe_unet import KeyframeUNet
 from kv_core.movq import MoVQ
 from kv_core.operations import TorchOperations
 from kv_core.text_encoder import null_context
-from tests import plain
+from tests import plain, recipe
 from tests.core.test_pipeline import build_pipeline
 from tests.recipe import fill, golden
 from tools import measure
@@ -84,6 +84,19 @@ def test_the_same_numbers(monkeypatch, name):
         expected = call(whole)
     for found in (*fast, training):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["keyframes", "gaps that act and one that does not", "video MoVQ"])
+def test_torch_compile_breaks_no_graph(monkeypatch, name):
+    def compiled(network, part):
+        network, entry = recipe.fill(network, part), "decode" if isinstance(network, MoVQ) else "forward"
+        setattr(network, entry, torch.compile(getattr(network, entry), fullgraph=True, backend="eager"))
+        return network
+
+    with torch.no_grad():
+        expected = CALLS[name](whole)
+        monkeypatch.setitem(globals(), "fill", compiled)
+        torch.testing.assert_close(CALLS[name](whole), expected)
 
 
 def test_each_text_is_read_once_a_run():
