@@ -96,7 +96,7 @@ class AttentionBlock(nn.Module):
         pattern = "(h w) t c" if self.temporal else "t (h w) c"
         q, k, v = (rearrange(conv(normed), f"t c h w -> {pattern}") for conv in (self.q, self.k, self.v))
         out = rearrange(self.attend(q, k, v, 1), f"{pattern} -> t c h w", t=x.shape[0], h=x.shape[2])
-        return added(self.proj_out(out), x)
+        return added(x, self.proj_out(out))  # x comes from a block, and is kept by nobody
 
 
 class Downsample(nn.Module):

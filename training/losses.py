@@ -75,8 +75,10 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     return mse_loss(out, velocity(between, noise, time))
 
 
-def reconstruction_loss(movq, pixels, generator, latent_noise=0.08, latent_weight=1.0):
+def reconstruction_loss(movq, pixels, generator, latent_noise=0.08, latent_weight=1.0, change_weight=0.0):
     """Absolute error of decoded pixels `[b, 3, H, W]`; a temporal MoVQ takes the frames of one chunk.
+
+    `change_weight` adds the error of the changes from frame to frame: what flickers counts more than what stays off.
 
     The decoder is shown latents as a sampler hands them on: clamped to [-1, 1], with some noise left. What lies beyond
     is pulled back, so that nothing is lost in the clamp.
@@ -85,7 +87,8 @@ def reconstruction_loss(movq, pixels, generator, latent_noise=0.08, latent_weigh
     beyond = (latents.abs() - 0.95).clamp(min=0).square().mean()
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     decoded = movq.decode(latents.clamp(-1, 1) + latent_noise * noise)
-    return l1_loss(decoded, pixels) + latent_weight * beyond
+    loss = l1_loss(decoded, pixels) + latent_weight * beyond
+    return loss + change_weight * l1_loss(decoded.diff(dim=0), pixels.diff(dim=0)) if change_weight else loss
 
 
 def noise_loss(predicted, noise, time, most_weight):

@@ -56,7 +56,7 @@ class Stages:
             start = torch.rand(1, generator=generator) * 7
             frames = world.draw(scenes, start + torch.arange(5.0) / rate)[0].to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):  # torch's float32 Conv3d is slow on CPUs
-                return losses.reconstruction_loss(movq, frames, generator, latent_noise=0.16)
+                return losses.reconstruction_loss(movq, frames, generator, latent_noise=0.16, change_weight=1.0)
 
         self._train("video_movq", {"video_movq": movq}, 2500, 1e-3, loss)
 

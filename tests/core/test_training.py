@@ -248,6 +248,21 @@ def test_latents_beyond_the_samplers_clamp_cost():
     assert inside < 1e-6 and beyond.item() == pytest.approx(1.0 + lost_in_the_clamp)
 
 
+def test_changes_from_frame_to_frame_cost():
+    class Flickering(Transparent):
+        def decode(self, latents):
+            return latents + torch.tensor([0.1, -0.1, 0.1])[:, None, None, None]
+
+    class Off(Transparent):
+        def decode(self, latents):
+            return latents + 0.1
+
+    pixels = torch.zeros(3, 3, 8, 8)
+    for movq, cost in ((Flickering(), 0.1 + 2 * 0.2), (Off(), 0.1)):
+        loss = losses.reconstruction_loss(movq, pixels, generator(), 0.0, change_weight=2.0)
+        assert loss.item() == pytest.approx(cost)
+
+
 class PixelMoVQ(Transparent):
     """The same as the module that encodes a training's clips."""
 
