@@ -197,7 +197,10 @@ with workers.joined(folder / "meeting", rank, 2):
     made = workers.in_turn(lambda: (folder / "made").exists() or (folder / "made").write_text("once"))
     targets = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 0.5, 1.0]])[rank : rank + workers.share(2)]
     Trainer("layer", {"layer": layer}, folder, 5, 0.1).run(lambda step, generator: layer(targets).square().mean())
-torch.save((made, layer.state_dict()), folder / f"{rank}.pt")
+    layer.zero_grad()
+    layer(targets).square().mean().backward()
+    workers.average(list(layer.parameters()))
+torch.save((made, layer.state_dict(), layer.weight.grad), folder / f"{rank}.pt")
 """
 
 
@@ -205,7 +208,7 @@ def test_workers_step_together_as_one_with_the_whole_batch(tmp_path):
     root = Path(train.__file__).parent.parent
     running = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), tmp_path], cwd=root) for rank in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
-    (made, first), (found, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (made, first, gradient), (found, second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert made == 4 and found is True  # the first wrote the file, the second saw it
     torch.manual_seed(0)
     layer, batch = torch.nn.Linear(3, 1), torch.tensor([[1.0, 2.0, 3.0], [-4.0, 0.5, 1.0]])
@@ -213,6 +216,9 @@ def test_workers_step_together_as_one_with_the_whole_batch(tmp_path):
     for name, value in layer.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
+    layer.zero_grad()
+    layer(batch).square().mean().backward()
+    torch.testing.assert_close(gradient, layer.weight.grad)  # the optimiser would not tell a sum from a mean
 
 
 @pytest.mark.parametrize(("towards_noise", "late"), [(1.0, 0.1), (2.0, 0.1**0.5)])
