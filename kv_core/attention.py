@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .norms import Activation, ConditionalGroupNorm, added, repeat_rows
+from .norms import Activation, ConditionalGroupNorm, added, branch_parts, repeat_rows
 from .operations import additive_mask
 
 
@@ -140,9 +140,8 @@ class CrossAttentionBlock(AttentionBlock):
         return Reading(rows, keys, values, mask)
 
     def forward(self, x, embedding, readings, options=None):
-        maps = x.shape[0] // sum(reading.rows for reading in readings)
-        sizes = [reading.rows * maps for reading in readings]
-        parts = zip(x.split(sizes), repeat_rows(embedding, x.shape[0]).split(sizes), readings)
+        branches = [reading.rows for reading in readings]
+        parts = zip(branch_parts(x, branches), branch_parts(embedding, branches), readings)
         looked = [added(part, self._look_at(part, rows, reading, options)) for part, rows, reading in parts]
         x = torch.cat(looked) if torch.is_grad_enabled() else x  # of which the parts are views
         return self._feed_forward(x, embedding)

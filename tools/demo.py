@@ -78,11 +78,7 @@ def main() -> int:
     }
     settings["comfyui"] = str(found.path)
     child = subprocess.Popen([found.python, "-m", "tools.render", json.dumps(settings)], cwd=host.ROOT)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child gets it too, and ends
-            continue
+    return host.wait(child)
 
 
 if __name__ == "__main__":

@@ -55,11 +55,7 @@ def main() -> int:
     settings["models"] = str(path / "models")
     environ = {**os.environ, "PYTHONUTF8": "1"}
     child = subprocess.Popen([python, "-m", "tools.weights", json.dumps(settings)], cwd=host.ROOT, env=environ)
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child gets it too, and ends
-            continue
+    return host.wait(child)
 
 
 if __name__ == "__main__":

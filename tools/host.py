@@ -323,6 +323,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
+def wait(child: subprocess.Popen) -> int:
+    """The exit code of a process that answers Ctrl-C itself."""
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child gets it too, and ends
+            continue
+
+
 def show(line: str) -> None:
     """Rewrite the terminal's last line; nothing where the output is not a terminal."""
     if sys.stdout.isatty():

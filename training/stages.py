@@ -84,8 +84,7 @@ class Stages:
         """First frames and keyframes by turns, one U-Net."""
         unet, nulls = trainable(KeyframeUNet(**tiny.KEYFRAME_UNET, **self._factory())), self._null()
         text = self._finished("text", text=self._text_model())
-        count = self._count(KEYFRAME_CLIPS)
-        clips = workers.in_turn(lambda: data.keyframe_clips(self.folder, self._movq_for_data, count))
+        clips = self._clips(data.keyframe_clips, KEYFRAME_CLIPS)
 
         def loss(step, generator):
             size = workers.share(2 * KEYFRAME_BATCH if step % 3 == 0 else KEYFRAME_BATCH)  # a frame is less work
@@ -104,8 +103,7 @@ class Stages:
         """Both rates by turns, and both projections."""
         unet, nulls = trainable(InterpolationUNet(**tiny.INTERPOLATION_UNET, **self._factory())), self._null()
         text = self._finished("text", text=self._text_model())
-        count = self._count(INTERPOLATION_CLIPS)
-        clips = workers.in_turn(lambda: data.interpolation_clips(self.folder, self._movq_for_data, count))
+        clips = self._clips(data.interpolation_clips, INTERPOLATION_CLIPS)
 
         def loss(step, generator):
             projection = (BASE, INTERPOLATION)[step // 2 % 2]
@@ -147,11 +145,11 @@ class Stages:
             module.requires_grad_(False)
         return next(iter(modules.values()))
 
-    def _movq_for_data(self):
-        return self._finished("movq", movq=self._movq())
+    def _clips(self, make, count):
+        def movq():
+            return self._finished("movq", movq=self._movq())
 
-    def _count(self, clips):
-        return max(20, round(clips * self.scale))
+        return workers.in_turn(lambda: make(self.folder, movq, max(20, round(count * self.scale))))
 
     def _factory(self):
         torch.manual_seed(0)

@@ -132,6 +132,18 @@ def test_one_token_asks_for_no_attention():
     assert not any(shape[1] in (1, 6) for shape, _ in asked)
 
 
+def test_scale_and_shift_are_made_once_a_branch():
+    unet = fill(KeyframeUNet(**golden("keyframe_unet")[1]["config"], **FACTORY), "keyframe_unet")
+    rows = []
+    for name, layer in unet.named_modules():
+        if name.endswith("context_mlp") and "temporal" not in name and ".3." not in name and ".4." not in name:
+            layer.register_forward_hook(lambda layer, given, out: rows.append(len(given[0])))
+    with torch.no_grad():
+        text, number = whole(unet, *prompts(unet)), torch.ones(3, 1)
+        unet(noise(3, 9, 4, 8, 8), torch.zeros(3), text, motion_score=number, noise_augmentation=number)
+    assert rows and max(rows) == 3, "not one for each of the twelve frames"
+
+
 SHARES = {"keyframes": 0.85, "decode-video": 0.9}
 
 

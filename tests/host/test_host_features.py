@@ -42,6 +42,17 @@ def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, m
     assert [shape[0] for shape in calls] == [1] * 9
 
 
+def test_each_prompt_is_read_once_a_run(stages, keyframe_model):
+    unet, read = keyframe_model.model.diffusion_model, []
+    key = unet.feature_pooling.attention.to_key
+    handle = key.register_forward_hook(lambda *_: read.append(1))
+    try:
+        stages.keyframes(keyframe_model, steps=3)
+    finally:
+        handle.remove()
+    assert len(read) == 3, "one for each branch, not one a step"
+
+
 def test_a_seed_decides_everything_and_leaves_the_global_state_alone(stages, keyframe_model):
     torch.manual_seed(5)
     state = torch.get_rng_state()
