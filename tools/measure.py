@@ -33,11 +33,12 @@ CHUNK = 5  # frames that the video decoder takes at once, at most
 SIZES = {
     "full": {"unet": {}, "movq": {}, "text": {}},
     "small": {
-        "unet": {"model_channels": 96, "init_channels": 48, "time_embed_dim": 384, "context_dim": 256},
+        "unet": {"model_channels": 96, "init_channels": 48, "time_embed_dim": 384, "context_dim": 256, "groups": 16,
+                 "head_dim": 32},
         "movq": {"ch": 64},
         "text": {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_heads": 4, "num_layers": 4, "vocab_size": 32128},
     },
-}
+}  # fmt: skip
 
 
 class PeakBytes(TorchDispatchMode):
