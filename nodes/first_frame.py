@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..kv_core.diffusion import SeededNoise
 from . import sockets
-from .host import sampling
+from .host import report, sampling
 from .inputs import (
     check_size,
     guidance_input,
@@ -49,7 +49,8 @@ class FirstFrame(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, width, height, seed, steps, guidance, negative=None) -> io.NodeOutput:
         check_size("Sample First Frame", width, height)
-        samples = sampling.sample_first_frame(
-            model, positive, negative, width, height, guidance, steps, SeededNoise(seed)
-        )
-        return io.NodeOutput(sockets.latent("frame", samples))
+        with report.measured("Sample First Frame") as history:
+            samples = sampling.sample_first_frame(
+                model, positive, negative, width, height, guidance, steps, SeededNoise(seed)
+            )
+        return io.NodeOutput(sockets.latent("frame", samples, history=history))

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..kv_core.diffusion import SeededNoise
 from ..kv_core.interpolation_unet import SKIP_FRAMES
 from . import sockets
-from .host import sampling
+from .host import report, sampling
 from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
 
 # As published: 3 between keyframes, 1 between frames that were interpolated already.
@@ -55,7 +55,8 @@ class Interpolate(io.ComfyNode):
     def execute(cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None) -> io.NodeOutput:
         frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
         skip = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
-        video = sampling.sample_interpolation(
-            model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed)
-        )
-        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1))
+        with report.measured("Interpolate Frames", samples) as history:
+            video = sampling.sample_interpolation(
+                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed)
+            )
+        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))

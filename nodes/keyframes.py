@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..kv_core.diffusion import SeededNoise
 from ..kv_core.frames import KEYFRAMES, MOTION_SCORES
 from . import sockets
-from .host import sampling
+from .host import report, sampling
 from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
 
 
@@ -80,17 +80,19 @@ class Keyframes(io.ComfyNode):
         cls, model, positive, first_frame, frames, motion, motion_score, noise_augmentation,
         text_guidance, image_guidance, steps, seed, negative=None,
     ) -> io.NodeOutput:  # fmt: skip
-        samples = sampling.sample_keyframes(
-            model,
-            positive,
-            negative,
-            sockets.samples_of(first_frame, "frame", sampled=True),
-            frames,
-            MOTION_SCORES.get(motion, motion_score),
-            noise_augmentation,
-            text_guidance,
-            image_guidance,
-            steps,
-            SeededNoise(seed),
-        )
-        return io.NodeOutput(sockets.latent("keyframes", samples))
+        frame = sockets.samples_of(first_frame, "frame", sampled=True)
+        with report.measured("Sample Keyframes", first_frame) as history:
+            samples = sampling.sample_keyframes(
+                model,
+                positive,
+                negative,
+                frame,
+                frames,
+                MOTION_SCORES.get(motion, motion_score),
+                noise_augmentation,
+                text_guidance,
+                image_guidance,
+                steps,
+                SeededNoise(seed),
+            )
+        return io.NodeOutput(sockets.latent("keyframes", samples, history=history))

@@ -7,6 +7,7 @@ from einops import rearrange
 from ..kv_core import images
 from ..kv_core.frames import CLIP_SECONDS
 from . import sockets
+from .host import report
 from .inputs import check_size, size_input
 
 EIGHT_BIT = "8 times the latent's height and width, values k / 255 rounded down as published"
@@ -41,7 +42,9 @@ class EncodeImage(io.ComfyNode):
     def execute(cls, movq, image, width, height) -> io.NodeOutput:
         check_size("Encode Image", width, height)
         pixels = images.to_pixels(images.fit(to_picture(image), width, height))
-        return io.NodeOutput(sockets.latent("frame", sockets.finite(movq.encode(pixels), "The MoVQ")[:, :, None]))
+        with report.measured("Encode Image") as history:
+            frame = sockets.finite(movq.encode(pixels), "The MoVQ")[:, :, None]
+        return io.NodeOutput(sockets.latent("frame", frame, history=history))
 
 
 class DecodeImage(io.ComfyNode):
@@ -69,7 +72,7 @@ class DecodeImage(io.ComfyNode):
     @classmethod
     def execute(cls, movq, samples) -> io.NodeOutput:
         frames = rearrange(sockets.samples_of(samples, *sockets.LATENTS), "1 c f h w -> f c h w")
-        return io.NodeOutput(to_images(movq.decode_images(frames)))
+        return io.NodeOutput(decoded("Decode Image", movq.decode_images, frames))
 
 
 class DecodeVideo(io.ComfyNode):
@@ -103,7 +106,8 @@ class DecodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video_movq, samples) -> io.NodeOutput:
         frames = rearrange(sockets.samples_of(samples, "keyframes", "video"), "1 c f h w -> f c h w")
-        return io.NodeOutput(to_images(video_movq.decode_video(frames)), len(frames) / CLIP_SECONDS)
+        images = decoded("Decode Video", video_movq.decode_video, frames)
+        return io.NodeOutput(images, len(frames) / CLIP_SECONDS)
 
 
 def to_picture(image):
@@ -112,6 +116,12 @@ def to_picture(image):
         raise ValueError(f"Encode Image takes one picture, but got {len(image)}: pick one with ImageFromBatch.")
     rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
     return images.to_images((rgb * 255).round().clamp(0, 255).to(torch.uint8))[0]
+
+
+def decoded(stage, decode, frames):
+    """Latents `[frames, 4, h, w]` as the host's IMAGE by `decode`, with progress and what it took in the log."""
+    with report.measured(stage):
+        return to_images(report.progress(decode(frames), len(frames), stage))
 
 
 def to_images(chunks):

@@ -1,7 +1,8 @@
 """The pack's own sockets: what travels between its nodes, and the checks at every node's door.
 
 A latent is a dict like the host's LATENT: `samples` float `[1, 4, F, h, w]` (h, w = pixels / 8), and `kind`, which
-says what its frames are; a video also has `passes`, the number of interpolations that made it.
+says what its frames are; a video also has `passes`, the number of interpolations that made it. `history` lists what
+the stages that made it took (see host/report.py).
 """
 
 import torch
@@ -118,5 +119,7 @@ def from_latent(latent, kind):
     samples = rearrange(samples, "b c f h w -> 1 c (b f) h w")
     if kind == "frame" and samples.shape[2] != 1:
         raise ValueError(f"Expected one frame for kind 'frame', but got {samples.shape[2]}: choose 'keyframes'.")
-    passes = {"passes": latent.get("passes", 1)} if kind == "video" else {}
-    return {"samples": samples, "kind": kind, **passes}
+    more = {"passes": latent.get("passes", 1)} if kind == "video" else {}
+    if "history" in latent:
+        more["history"] = latent["history"]
+    return {"samples": samples, "kind": kind, **more}

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..kv_core.text_encoder import BASE, INTERPOLATION
 from . import sockets
+from .host import report
 
 PROJECTIONS = {"base": BASE, "interpolation": INTERPOLATION}
 
@@ -43,6 +44,7 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder, text, projection) -> io.NodeOutput:
-        context, mask = text_encoder.encode(text, PROJECTIONS[projection])
+        with report.measured("Encode Text"):
+            context, mask = text_encoder.encode(text, PROJECTIONS[projection])
         context = sockets.finite(context, "The text encoder")
         return io.NodeOutput([[context, {"attention_mask": mask, "projection": projection}]])

@@ -23,7 +23,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...kv_core import checkpoints, diffusion, frames
+from ...kv_core import checkpoints, diffusion, frames, latent_rgb
 from ...kv_core.attention import Text
 from ...kv_core.interpolation_unet import InterpolationUNet
 from ...kv_core.keyframe_unet import KeyframeUNet
@@ -87,8 +87,6 @@ class KeyframeLatentFormat(comfy.latent_formats.LatentFormat):
 
     latent_channels = 4
     latent_dimensions = 3
-    # By hand, not fitted: enough to see shapes and motion, not true colours.
-    latent_rgb_factors = [[0.30, 0.30, 0.30], [0.20, -0.05, -0.20], [-0.05, 0.15, -0.20], [-0.15, -0.15, -0.15]]
 
     def latent_rgb_factors_reshape(self, x0):
         return x0[:, :, x0.shape[2] // 2]
@@ -182,6 +180,8 @@ class VideoModel(comfy.model_base.BaseModel):
         self.model_sampling = sampling()
         self.null_embedding = null_embedding
         self.model_channels = model_channels
+        rgb, bias = latent_rgb.factors(model_channels)
+        self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = rgb, bias
 
     def extra_conds(self, **kwargs):
         mask = kwargs.get("attention_mask")

@@ -4,16 +4,15 @@ import math
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import node_helpers
 import torch
-from tqdm.auto import tqdm
 
 from ...kv_core import diffusion
 from ...kv_core.frames import first_frame_condition, interleave, neighbours
 from ...kv_core.text_encoder import null_context
+from . import report
 from .model import InterpolationModel, KeyframeModel
+from .previews import Preview
 
 
 class DDPM(comfy.samplers.Sampler):
@@ -21,11 +20,12 @@ class DDPM(comfy.samplers.Sampler):
 
     It works on variance-preserving samples (unit variance throughout). The host's models take x0 + sigma noise, which
     is the same sample times sqrt(1 + sigma^2); they divide by it again at once, so nothing is lost.
-    `noise.step(index, sample)` gives the noise of every step.
+    `noise.step(index, sample)` gives the noise of every step; `stage` is named beside the progress in the log.
     """
 
-    def __init__(self, noise):
+    def __init__(self, noise, stage="DDPM"):
         self.noise = noise
+        self.stage = stage
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -37,13 +37,13 @@ class DDPM(comfy.samplers.Sampler):
             sigma = sigma_at[timestep]
             return model_wrap(sample * (1 + sigma**2).sqrt(), sigma.expand(sample.shape[0]), **extra_args)
 
-        def report(index, x0, sample):
+        def show(index, x0, sample):
             bar.update()
             if callback is not None:
                 callback(index, x0.clamp(-1, 1), sample, len(timesteps))
 
-        with tqdm(total=len(timesteps), disable=disable_pbar) as bar:
-            return diffusion.sample_ddpm(denoise, noise, timesteps, self.noise.step, report)
+        with report.bar(len(timesteps), self.stage, "step", disable=disable_pbar) as bar:
+            return diffusion.sample_ddpm(denoise, noise, timesteps, self.noise.step, show)
 
 
 class ThreeBranchGuider(comfy.samplers.CFGGuider):
@@ -124,24 +124,29 @@ def sample_interpolation(model, positive, negative, samples, skip_frames, guidan
     conditional = _set(positive, {**values, "kv_neighbours": neighbours(samples)})
     guider = two_branch_guider(model, conditional, _set(unconditional, values), guidance)
     shape = (1, 12, samples.shape[2] - 1, *samples.shape[-2:])
-    predicted = run(stage, guider, shape, diffusion.trailing(steps), noise)
+    predicted = run(
+        stage, guider, shape, diffusion.trailing(steps), noise, clip=lambda x0: interleave(samples.to(x0), x0)
+    )
     return interleave(samples.to(predicted), predicted)
 
 
-def run(stage, guider, shape, timesteps, noise):
-    """Runs the published sampler; returns float32 on the host's intermediate device, raises where it is not finite."""
+def run(stage, guider, shape, timesteps, noise, clip=lambda x0: x0):
+    """Runs the published sampler; returns float32 on the host's intermediate device, raises where it is not finite.
+
+    clip: from the samples to the latents of the frames that previews show.
+    """
     patcher = guider.model_patcher
     sampling = patcher.get_model_object("model_sampling")
     sigmas = torch.cat([sampling.sigmas[timesteps].cpu(), torch.zeros(1)])
-    samples = guider.sample(
-        noise.initial(shape),
-        torch.zeros(shape),
-        DDPM(noise),
-        sigmas,
-        callback=latent_preview.prepare_callback(patcher, len(timesteps)),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=noise.seed,
-    )
+    with Preview(patcher, len(timesteps), clip) as callback:
+        samples = guider.sample(
+            noise.initial(shape),
+            torch.zeros(shape),
+            DDPM(noise, stage),
+            sigmas,
+            callback=callback,
+            seed=noise.seed,
+        )
     if not torch.isfinite(samples).all():
         raise ValueError(
             f"{stage} ended in NaN or infinite numbers: load the U-Net with weight dtype bf16 or fp32 and run again."
