@@ -100,7 +100,9 @@ def test_previews_move(watched, stage):
     assert len(clear) > len(seen) / 2 and len(set(clear)) >= 3, seen
     half = len(frames) // 2
     ways = [(after - before + half) % len(frames) - half for before, after in pairwise(clear)]
-    assert min(ways) >= -len(frames) // 12 and sum(ways) >= 5, "in the order of the clip; neighbours may be taken for each other"
+    assert min(ways) >= -len(frames) // 12 and sum(ways) >= 5, (
+        "in the order of the clip; neighbours may be taken for each other"
+    )
 
 
 def nearest(picture, frames):
