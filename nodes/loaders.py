@@ -19,7 +19,8 @@ def dtype_input(default, smaller=True):
         "weight_dtype",
         options=options,
         default="default",
-        tooltip=f"Type the weights are stored in. default: {default}. {effect}fp32 takes twice the memory of fp16.",
+        tooltip=f"Type the weights are stored in. default: {default}. {effect}fp32 takes twice the memory of fp16 and "
+        "bf16.",
     )
 
 

@@ -90,9 +90,15 @@ def samples_of(latent, *kinds, sampled=False, least=1):
 
 
 def finite(tensor, part):
-    """The tensor a part made, as it is; raises ValueError where it is not finite, which fp16 is the likely cause of."""
+    """The tensor a part made, as it is; raises ValueError where it is not finite.
+
+    These parts never compute in fp16, so that the numbers of the file itself, or as they are stored, are to blame.
+    """
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{part} gave NaN or infinite numbers: load it with weight dtype bf16 or fp32 and run again.")
+        raise ValueError(
+            f"{part} gave NaN or infinite numbers: load it with weight dtype fp32, and if that gives them too, get its "
+            "damaged file again."
+        )
     return tensor
 
 

@@ -166,7 +166,7 @@ def test_not_a_number(server, complaint, case):
     with safe_open(MODELS / source, "pt") as file:
         put_file(server, name, f"nan {case}.safetensors", lambda path: save_file(tensors, path, file.metadata()))
     message = complaint(chain("frames.file", **{id: {name: f"nan {case}.safetensors"}}))
-    assert_sentence(message, words, "bf16 or fp32")
+    assert_sentence(message, words, "bf16 or fp32" if "U-Net" in message else "get its damaged file again")
 
 
 def put_file(server, input, name, write):
