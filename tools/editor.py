@@ -134,6 +134,36 @@ class Editor:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
+    async def drag(self, start: list[float], *way: list[float]) -> None:
+        """Press the mouse at a point of the page, move along a way, and release it at its end; none: a click."""
+        await self._mouse("mouseMoved", start)
+        await self._mouse("mousePressed", start)
+        for point in way:
+            await self._mouse("mouseMoved", [(a + b) / 2 for a, b in zip(start, point)])
+            await self._mouse("mouseMoved", point)
+        await self._mouse("mouseReleased", (start, *way)[-1])
+
+    async def _mouse(self, kind: str, point: list[float]) -> None:
+        x, y = point
+        await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        await asyncio.sleep(0.1)  # the editor looks at the mouse once a picture
+
+    async def click(self, selector: str) -> None:
+        """Click the middle of the first element that a CSS selector finds, once it is there."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        await self.wait_for(f"{found}?.getBoundingClientRect().width > 0")
+        await self.drag(
+            await self.evaluate(
+                f"(box => [box.x + box.width / 2, box.y + box.height / 2])({found}.getBoundingClientRect())"
+            )
+        )
+
+    async def open_file(self, path: Path) -> None:
+        """Open a workflow, or a picture or a video that holds one, as by the editor's menu."""
+        document = (await self.call("DOM.getDocument"))["root"]["nodeId"]
+        found = await self.call("DOM.querySelector", nodeId=document, selector="#comfy-file-input")
+        await self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=found["nodeId"])
+
     async def screenshot(self) -> bytes:
         """The page as PNG."""
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])

@@ -17,6 +17,7 @@ from tests.host.golden_parts import (  # noqa: F401
     parts,
     stages,
 )
+from tools.editor import Editor
 from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
 from tools.server import Server
 
@@ -45,6 +46,23 @@ def server(comfyui_host, tmp_path_factory):
     """A running server on the CPU, one for the whole session; `.client` talks to it, `.output` is where it saves."""
     with Server(comfyui_host, tmp_path_factory.mktemp("server"), device="cpu") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def address(server):
+    return server.client.address
+
+
+@pytest.fixture(scope="session")
+def usual_errors(address):
+    """What the editor complains about without any template."""
+
+    async def look():
+        async with Editor(address) as editor:
+            await editor.open()
+            return set(editor.errors)
+
+    return asyncio.run(look())
 
 
 @pytest.fixture

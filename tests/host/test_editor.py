@@ -35,23 +35,6 @@ BUTTON = "document.querySelector('[data-testid=info-button]')"
 HELP = "document.querySelector('.node-help-content')"
 
 
-@pytest.fixture(scope="module")
-def address(server):
-    return server.client.address
-
-
-@pytest.fixture(scope="module")
-def usual_errors(address):
-    """What the editor complains about without any template."""
-
-    async def look():
-        async with Editor(address) as editor:
-            await editor.open()
-            return set(editor.errors)
-
-    return asyncio.run(look())
-
-
 @pytest.mark.parametrize("name", templates.names())
 def test_template_opens(address, usual_errors, name):
     async def look():
