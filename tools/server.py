@@ -187,7 +187,7 @@ class Server:
     def __enter__(self) -> Server:
         for folder in (self.work / "custom_nodes", self.input, self.output):
             folder.mkdir(parents=True, exist_ok=True)
-        link_pack(self.work / "custom_nodes" / PACK)
+        self.install(self.work / "custom_nodes" / PACK)
         self.port = free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}")
         try:
@@ -199,6 +199,10 @@ class Server:
 
     def __exit__(self, *exception) -> None:
         self.stop()
+
+    def install(self, folder: Path) -> None:
+        """Make the pack appear as this folder."""
+        link_pack(folder)
 
     def command(self) -> list[str | Path]:
         flags = ["--cpu"] if self.device == "cpu" or not has_accelerator(self.host.python) else []
