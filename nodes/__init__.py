@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .choices import ChooseFirstPicture, ChooseFrameRate
 from .first_frame import FirstFrame
 from .host import files
 from .interpolation import Interpolate
@@ -31,4 +32,6 @@ class KandinskyVideoExtension(ComfyExtension):
             DecodeVideo,
             ToLatent,
             FromLatent,
+            ChooseFirstPicture,
+            ChooseFrameRate,
         ]

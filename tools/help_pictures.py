@@ -25,7 +25,7 @@ from tools.server import PACK, Server  # noqa: E402
 
 IMAGES = host.ROOT / "web" / "docs" / "images"
 # The first one that has a node shows it.
-TEMPLATES = ("text-to-video-medium", "morph")
+TEMPLATES = ("text-to-video-medium", "morph", "all-in-one")
 MARGIN = 16
 MENU = 60  # over the graph stands the button that ends the focus mode
 BYTES = 40_000
@@ -49,6 +49,7 @@ async def take(server: Server, language: str, ids: list[str]) -> None:
     async with Editor(server.client.address, locale=language) as editor:
         for template, shown in shown_by().items():
             await editor.open(template, PACK)
+            await editor.evaluate(UNFOLD)
             await editor.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
             await editor.evaluate("window.template = app.rootGraph.serialize(), true")
             for id in shown:
@@ -77,6 +78,10 @@ async def photograph(editor: Editor, id: str) -> Image.Image:
     picture = Image.open(io.BytesIO(await editor.screenshot())).convert("RGB")
     return picture.crop((0, MENU, width, height + MENU))
 
+
+# What a subgraph hides stands in its place.
+UNFOLD = """app.rootGraph.nodes.filter(node => node.isSubgraphNode?.())
+    .forEach(node => app.rootGraph.unpackSubgraph(node)), true"""
 
 # Leaves one node of the template, and the nodes it is linked to with nothing but those links; lays them out anew.
 ISOLATE = """async id => {

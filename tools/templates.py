@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
 from kv_core.published import PUBLISHED  # noqa: E402
-from tools import host  # noqa: E402
+from tools import host, subgraphs  # noqa: E402
 from tools.server import Server  # noqa: E402
 
 WORKFLOWS = host.ROOT / "workflows"
@@ -64,6 +64,9 @@ def main() -> int:
         nodes = server.client.object_info()
     for name in names():
         path(name).write_text(to_text(build(name, nodes)), encoding="utf-8", newline="\n")
+    subgraphs.BLUEPRINT.parent.mkdir(exist_ok=True)
+    blueprint = to_text(subgraphs.blueprint(build(subgraphs.TEMPLATE, nodes)))
+    subgraphs.BLUEPRINT.write_text(blueprint, encoding="utf-8", newline="\n")
     print(f"Wrote {len(names())} templates to {WORKFLOWS}.")
     return 0
 
@@ -117,7 +120,7 @@ def build(name: str, object_info: dict) -> dict:
     seed[seed.index("fixed")] = "randomize"  # Run again gives another clip: everything depends on the first seed
     notes = write_notes(name, graph, len(nodes))
     lay_out(nodes | notes, cells(graph))
-    return {
+    workflow = {
         "revision": 0,
         "last_node_id": len(nodes) + len(notes),
         "last_link_id": len(links),
@@ -128,6 +131,7 @@ def build(name: str, object_info: dict) -> dict:
         "extra": {},
         "version": 0.4,
     }
+    return subgraphs.fold(workflow, ids) if name == subgraphs.TEMPLATE else workflow
 
 
 def editor_node(number: int, node: dict, info: dict) -> dict:

@@ -17,6 +17,7 @@ NODE_IDS = {
     for name in (
         "UNetLoader", "TextEncoderLoader", "MoVQLoader", "TemporalMoVQLoader", "TextEncode", "FirstFrame",
         "EncodeImage", "DecodeImage", "Keyframes", "Interpolate", "DecodeVideo", "ToLatent", "FromLatent",
+        "ChooseFirstPicture", "ChooseFrameRate",
     )
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tools import locales, templates
+from tools import locales, subgraphs, templates
 from tools.editor import Editor, find_chromium
 from tools.server import PACK
 
@@ -51,7 +51,7 @@ def test_template_opens(address, usual_errors, name):
     assert found["cut"] == []
     assert errors - usual_errors == set()
     check_sizes(found["sizes"], json.loads(templates.path(name).read_text(encoding="utf-8")))
-    check_prompt(found["prompt"], templates.api_graph(name))
+    check_prompt(found["prompt"], name)
 
 
 def check_sizes(sizes, template):
@@ -61,9 +61,12 @@ def check_sizes(sizes, template):
         assert width <= node["size"][0] and height <= node["size"][1], node["type"]
 
 
-def check_prompt(prompt, graph):
+def check_prompt(prompt, name):
     """The editor would queue the very graph that the template was built from."""
-    ids = {key: str(number) for number, key in enumerate(graph, 1)}
+    graph, workflow = templates.api_graph(name), json.loads(templates.path(name).read_text(encoding="utf-8"))
+    numbers = {key: number for number, key in enumerate(graph, 1)}
+    folded = "definitions" in workflow
+    ids = subgraphs.flat_ids(workflow, numbers) if folded else {key: str(id) for key, id in numbers.items()}
     expected = {
         ids[key]: {
             "class_type": node["class_type"],

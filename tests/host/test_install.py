@@ -19,7 +19,7 @@ from tools.server import PACK, Server
 TEMPLATE = "text-to-video-low"
 # All that the archive of the registry holds: folders, and files of the first level.
 HOLDS = {
-    "models", "nodes", "kv_core", "web", "locales", "workflows", "tools", "__init__.py", "pyproject.toml",
+    "models", "nodes", "kv_core", "web", "locales", "workflows", "subgraphs", "tools", "__init__.py", "pyproject.toml",
     "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE",
 }  # fmt: skip
 MEGABYTES = 20
@@ -52,7 +52,9 @@ pytestmark = pytest.mark.skipif(
 
 def test_the_archive_holds_what_it_must():
     files = archived()
-    needed = {path for folder in ("models", "nodes", "kv_core", "web", "locales") for path in tracked(folder)}
+    needed = {
+        path for folder in ("models", "nodes", "kv_core", "web", "locales", "subgraphs") for path in tracked(folder)
+    }
     needed |= {f"workflows/{name}.{suffix}" for name in templates.names() for suffix in ("json", "jpg")}
     needed |= {"tools/get_weights.py", "README.md", "LICENSE", "requirements.txt", "pyproject.toml", "__init__.py"}
     assert needed - files == {"locales/README.md"}

@@ -24,6 +24,8 @@ DISPLAY_NAMES = {
     "KandinskyVideoDecodeVideo": "Decode Video (temporal MoVQ)",
     "KandinskyVideoToLatent": "Kandinsky Video Latent to Latent",
     "KandinskyVideoFromLatent": "Latent to Kandinsky Video Latent",
+    "KandinskyVideoChooseFirstPicture": "Choose First Picture",
+    "KandinskyVideoChooseFrameRate": "Choose Frame Rate",
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools import templates
+from tools import subgraphs, templates
 from tools.server import PACK
 from training import words, world
 
@@ -23,6 +23,7 @@ VIDEOS = {
     "text-to-video-high": (177, 64, 64),
     "image-to-video": (45, 64, 64),
     "morph": (17, 64, 64),
+    "all-in-one": (45, 64, 64),
     "compare-decoders": (45, 128, 64),
 }
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
@@ -141,8 +142,8 @@ def test_template_is_up_to_date(object_info, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_template_fits_the_nodes(object_info, name):
-    for node in template(name)["nodes"]:
-        if node["type"] == "MarkdownNote":  # the editor's own
+    for node in (node for graph in graphs_of(template(name)) for node in graph["nodes"]):
+        if node["type"] == "MarkdownNote" or node["type"] in subgraph_ids(name):  # the editor's own
             continue
         sections = object_info[node["type"]]["input"]
         known = sections.get("required", {}) | sections.get("optional", {})
@@ -156,6 +157,15 @@ def test_template_fits_the_nodes(object_info, name):
                 if options.get("image_upload"):
                     assert next(values) == "image"
         assert list(values) == []
+
+
+def graphs_of(workflow):
+    """The workflow itself, and its subgraphs."""
+    return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+
+
+def subgraph_ids(name):
+    return {graph["id"] for graph in graphs_of(template(name))[1:]}
 
 
 def check_value(value, spec):
@@ -178,6 +188,64 @@ def test_template_links_meet_at_both_ends(name):
         assert set(kind.split(",")) & set(nodes[target]["inputs"][slot]["type"].split(","))
     assert workflow["last_node_id"] == max(nodes)
     assert workflow["last_link_id"] == len(workflow["links"])
+    for graph in graphs_of(workflow)[1:]:
+        check_subgraph(graph, next(node for node in workflow["nodes"] if node["type"] == graph["id"]))
+
+
+def check_subgraph(graph, single):
+    """Its links meet at both ends, also those to what the one node shows."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for link in graph["links"]:
+        if link["origin_id"] == subgraphs.ENTRY:
+            assert link["id"] in graph["inputs"][link["origin_slot"]]["linkIds"]
+        else:
+            assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        if link["target_id"] == subgraphs.EXIT:
+            assert link["id"] in graph["outputs"][link["target_slot"]]["linkIds"]
+        else:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+    given = {slot["link"] for node in nodes.values() for slot in node["inputs"]} - {None}
+    assert given <= {link["id"] for link in graph["links"]}
+    shown = [(slot["name"], slot["type"]) for slot in single["inputs"]]
+    assert shown == [(slot["name"], slot["type"]) for slot in graph["inputs"]]
+    assert [name for name, _ in shown] == ["image", "prompt", "fps", "motion", "seed"]
+
+
+def test_the_blueprint_is_the_templates_subgraph(server):
+    """And the server offers it to the editor."""
+    blueprint = json.loads(subgraphs.BLUEPRINT.read_text(encoding="utf-8"))
+    built = subgraphs.blueprint(template(subgraphs.TEMPLATE))
+    assert blueprint == built, "run `python tools/templates.py`"
+    offered = [entry for entry in server.client.get("/global_subgraphs").values() if entry["name"] == subgraphs.NAME]
+    assert [entry["info"]["node_pack"] for entry in offered] == [f"custom_nodes.{PACK}"]
+
+
+@pytest.mark.parametrize("fps, frames", [("low", 12), ("high", 177)])
+def test_only_the_chosen_frame_rate_is_computed(server, run_graph, fps, frames):
+    graph = quick(templates.api_graph(subgraphs.TEMPLATE))
+    graph["rate"]["inputs"]["fps"] = fps
+    graph["first_frame"]["inputs"]["seed"] = frames  # nothing of an earlier run
+    run = run_graph(graph)
+    [video] = saved(server, run, ".mp4")
+    check_video(video, frames, 64, 64)
+    assert {"video", "smooth_video"} & ran(run) == ({"video", "smooth_video"} if fps == "high" else set())
+
+
+def test_with_a_picture_no_first_frame_is_drawn(server, run_graph):
+    graph = quick(templates.api_graph(subgraphs.TEMPLATE))
+    graph["first_frame"]["inputs"]["seed"] = 99  # nothing of an earlier run
+    graph["choice"]["inputs"]["picture"] = ["yours", 0]
+    clips = []
+    for colour in (0x000000, 0xFFFFFF):
+        inputs = {"width": 64, "height": 64, "batch_size": 1, "color": colour}
+        run = run_graph({**graph, "yours": {"class_type": "EmptyImage", "inputs": inputs}})
+        assert not {"first_frame", "picture"} & ran(run)
+        clips.append(pixels_of(saved(server, run, ".mp4")[0]))
+    assert (clips[0] - clips[1]).abs().mean() > 0.05, "the clip begins with the picture"
+
+
+def ran(run):
+    return {data["node"] for kind, data in run.events if kind == "executing"}
 
 
 @pytest.mark.parametrize("name", NAMES)
