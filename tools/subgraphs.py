@@ -27,8 +27,8 @@ OUTPUT = ("clip", "video")
 OUTSIDE = ("save",)
 
 ENTRY, EXIT = -10, -20  # the editor's numbers for the two ends of a subgraph
-NODE_SIZE, SAVE_SIZE, NOTE_WIDTH, GAP = [400, 300], [400, 420], 330, 60
-ROW, END_WIDTH = 20, 160
+NODE_SIZE, SAVE_SIZE, NOTE_WIDTH, GAP = [400, 300], [400, 510], 330, 60
+ROW, END_WIDTH, TITLE, EDGE, GROUP_TITLE = 20, 160, 30, 20, 50
 
 
 def fold(workflow: dict, ids: dict[str, int]) -> dict:
@@ -56,7 +56,7 @@ def fold(workflow: dict, ids: dict[str, int]) -> dict:
         "last_link_id": len(outer),
         "nodes": [single, *outside, *notes],
         "links": outer,
-        "groups": [],
+        "groups": [frame([single, *outside])],
         "definitions": {"subgraphs": [subgraph]},
     }
 
@@ -158,6 +158,21 @@ def arrange(single: dict, outside: list, notes: list) -> None:
     for node, size in ((single, NODE_SIZE), *((node, SAVE_SIZE) for node in outside)):
         node["pos"], node["size"] = [x, 30], size
         x += size[0] + GAP
+
+
+def frame(nodes: list) -> dict:
+    """A titled frame around nodes side by side."""
+    left, right = nodes[0]["pos"][0], nodes[-1]["pos"][0] + nodes[-1]["size"][0]
+    top, height = nodes[0]["pos"][1] - TITLE - GROUP_TITLE, max(node["size"][1] for node in nodes)
+    bounding = [left - EDGE, top, right - left + 2 * EDGE, height + TITLE + GROUP_TITLE + EDGE]
+    return {
+        "id": 1,
+        "title": "From prompt to clip",
+        "bounding": bounding,
+        "color": "#5aa0d0",
+        "font_size": 24,
+        "flags": {},
+    }
 
 
 def inside_of(node: dict, group: dict) -> bool:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.host.test_editor import UNKNOWN
+from tests.host.test_workflows import graphs_of
 from tools import templates
 from tools.editor import Editor, find_chromium
 from tools.server import PACK
@@ -86,7 +87,7 @@ def test_template_runs_by_the_button(server, address, usual_errors, name):
         file = newest(server.output)
         async with opened(address) as editor:  # another day
             await editor.open_file(file)
-            await editor.wait_for(f"app.rootGraph.nodes.length >= {len(prompt)}")
+            await editor.wait_for(f"app.rootGraph.nodes.length >= {len(titles)}")
             again = (await editor.evaluate("app.graphToPrompt()"))["output"]
             unknown = await editor.evaluate(UNKNOWN)
         return undrawn, seen, results, titles, prompt, again, unknown, errors
@@ -188,7 +189,7 @@ def test_a_missing_file_is_offered_for_download(address, name):
     """The template set to the published files, of which this machine has none."""
     workflow = json.loads(templates.path(name).read_text(encoding="utf-8"))
     expected = {}
-    for node in workflow["nodes"]:
+    for node in (node for graph in graphs_of(workflow) for node in graph["nodes"]):
         for i, value in enumerate(node["widgets_values"]):
             part = templates.TINY.get(value) if isinstance(value, str) else None
             if part is not None and part.file:
