@@ -1,4 +1,5 @@
-// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes.
+// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; and the titles
+// in the pack's templates in the editor's language.
 
 import { app } from "../../scripts/app.js"
 
@@ -22,6 +23,28 @@ function keep(colours, type, colour) {
         set: (value) => { named = value },
     })
 }
+
+// A file has one title for a node; where that is one of the templates' own, it is shown translated.
+async function translate(workflow) {
+    const language = app.extensionManager.setting.get("Comfy.Locale")
+    const graphs = [workflow, ...(workflow.definitions?.subgraphs ?? [])]
+    const ours = graphs.some((graph) => graph.nodes?.some((node) => node.type?.startsWith("KandinskyVideo")))
+    if (!ours || language == "en") return
+    const titles = (await (await fetch(new URL("titles.json", import.meta.url))).json())[language] ?? {}
+    const ids = new Set(graphs.map((graph) => graph.id))
+    for (const graph of graphs) {
+        for (const item of [...graph.nodes, ...(graph.groups ?? [])])
+            if (Object.hasOwn(titles, item.title)) item.title = titles[item.title]
+        const shown = [graph, ...graph.nodes.filter((node) => ids.has(node.type))] // what a subgraph shows
+        for (const slot of shown.flatMap((item) => [...(item.inputs ?? []), ...(item.outputs ?? [])]))
+            if (Object.hasOwn(titles, slot.name)) slot.label ??= titles[slot.name]
+    }
+}
+
+app.registerExtension({
+    name: "KandinskyVideo.Words",
+    beforeConfigureGraph: translate,
+})
 
 app.registerExtension({
     name: "KandinskyVideo.SocketColours",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -79,6 +80,37 @@ def check_prompt(prompt, name):
         for key, node in graph.items()
     }
     assert prompt == expected
+
+
+SHOWN = """(() => {
+    const graphs = [app.rootGraph, ...app.rootGraph.nodes.filter(node => node.subgraph).map(node => node.subgraph)]
+    const named = item => item.label ?? item.localized_name ?? item.name
+    return graphs.flatMap(graph => [
+        ...graph.groups.map(group => group.title),
+        ...graph.nodes.flatMap(node => node.type.startsWith('KandinskyVideo') || node.subgraph
+            ? [node.title, ...[...node.inputs, ...node.outputs, ...node.widgets ?? []].map(named)] : [node.title]),
+    ])
+})()"""
+# The editor's own: nodes that others translate, and what it calls the setting beside a seed.
+HOSTS = re.compile(r"control[_ ]after[_ ]generate|codec|encoding", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("language", ["zh", "ru"])
+@pytest.mark.parametrize("name", templates.names())
+def test_nothing_of_ours_is_left_in_english(address, name, language):
+    async def look():
+        async with Editor(address, locale=language) as editor:
+            await editor.open(name, PACK)
+            return await editor.evaluate(SHOWN)
+
+    shown = [text for text in asyncio.run(look()) if not HOSTS.search(text)]
+    letters = {"zh": r"[\u4e00-\u9fff]", "ru": "[А-Яа-яЁё]"}[language]
+    assert len(shown) > 10
+    assert {text for text in shown if not re.search(letters, text)} <= KEPT
+
+
+# Names that are the same in every language.
+KEPT = {"MoVQ", "Latent"}
 
 
 @pytest.mark.parametrize("language", locales.LANGUAGES)

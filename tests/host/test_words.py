@@ -7,7 +7,8 @@ import urllib.error
 
 import pytest
 
-from tools import locales
+from tests.host.test_workflows import graphs_of
+from tools import locales, templates
 from tools.host import ROOT
 from tools.locales import LANGUAGES, LOCALES
 from tools.server import PACK
@@ -77,6 +78,22 @@ def test_the_category_and_the_templates_have_a_title(pack_nodes):
         words = flat(read(language, "main"))
         assert words.keys() == places, language
         assert all(re.search(SCRIPTS[language], title) for title in words.values()), language
+
+
+def titles():
+    """The titles in all templates that are not a node's own name, and the titles of their groups."""
+    found = set()
+    for path in templates.WORKFLOWS.glob("*.json"):
+        for graph in graphs_of(json.loads(path.read_text(encoding="utf-8"))):
+            found |= {item["title"] for item in [*graph["nodes"], *graph["groups"]] if "title" in item}
+    return found
+
+
+@pytest.mark.parametrize("language", TRANSLATIONS)
+def test_the_templates_titles_are_translated(language):
+    words = json.loads((ROOT / "web" / "titles.json").read_text(encoding="utf-8"))[language]
+    assert titles() - words.keys() == set(), "add them to web/titles.json"
+    assert all(re.search(SCRIPTS[language], word) for word in words.values())
 
 
 def page_path(id, language):
