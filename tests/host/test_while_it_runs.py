@@ -1,6 +1,7 @@
 """What is seen while a clip is made: moving previews in true colours, time left, and what every stage took."""
 
 import asyncio
+import importlib
 import io
 import json
 import re
@@ -151,3 +152,30 @@ def test_history_goes_to_the_hosts_latents_and_back(pack_nodes):
     latent = pack_nodes["KandinskyVideoToLatent"].execute(made).args[0]
     back = pack_nodes["KandinskyVideoFromLatent"].execute(latent, "keyframes").args[0]
     assert latent["history"] == back["history"] == made["history"]
+
+
+def test_on_cuda_the_peak_is_the_stages_own(pack, monkeypatch, caplog):
+    """The counter is set back as a stage begins, so that it says nothing of an earlier, larger one."""
+    import comfy.model_management
+
+    peak = {"bytes": 9e9}
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(bytes=1e9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak["bytes"])
+    with caplog.at_level("INFO"), report_of(pack).measured("Stage", {"history": [{"stage": "Before"}]}, {}) as history:
+        assert [record["stage"] for record in history] == ["Before"]
+        peak["bytes"] += 1.5e9
+    assert [record["stage"] for record in history] == ["Before", "Stage"]
+    assert history[1]["peak_gb"] == 2.5
+    assert re.search(r"Stage: \d\.\d s, at most 2\.50 GB on cuda:0", caplog.text)
+
+
+def test_a_stage_that_fails_is_not_recorded(pack, caplog):
+    with caplog.at_level("INFO"), pytest.raises(ZeroDivisionError):
+        with report_of(pack).measured("Stage") as history:
+            raise ZeroDivisionError
+    assert history == [] and "Stage" not in caplog.text
+
+
+def report_of(pack):
+    return importlib.import_module(f"{pack.__name__}.nodes.host.report")
