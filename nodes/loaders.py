@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from . import sockets
-from .host import files, model, parts
+from .host import files, model, parts, storage
 
 CATEGORY = "Kandinsky Video"
 
@@ -13,8 +13,8 @@ def file_input(id, category, preferred, tooltip):
 
 
 def dtype_input(default, smaller=True):
-    options = [name for name in model.WEIGHT_DTYPES if smaller or not name.startswith("fp8")]
-    effect = "fp8 halves the memory of fp16 and bf16 and costs some quality. " if smaller else ""
+    options = [name for name in storage.WEIGHT_DTYPES if smaller or name not in storage.EIGHT_BIT]
+    effect = "int8 and fp8 halve the memory of fp16 and bf16 and cost some quality, int8 less. " if smaller else ""
     return io.Combo.Input(
         "weight_dtype",
         options=options,

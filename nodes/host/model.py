@@ -27,16 +27,7 @@ from ...kv_core import checkpoints, diffusion, frames, latent_rgb
 from ...kv_core.attention import Text
 from ...kv_core.interpolation_unet import InterpolationUNet
 from ...kv_core.keyframe_unet import KeyframeUNet
-from . import memory
-
-WEIGHT_DTYPES = {
-    "default": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
+from . import memory, storage
 
 DEFAULT_MOTION_SCORE = 10
 DEFAULT_NOISE_AUGMENTATION = 20
@@ -53,6 +44,8 @@ def attention(q, k, v, heads, mask=None, options=None):
 def operations(weight_dtype, compute_dtype, device, attention=attention):
     """The host's layers for these types, with the attention call kv_core looks for among them."""
     picked = comfy.ops.pick_operations(weight_dtype, compute_dtype, load_device=device)
+    if weight_dtype == torch.int8:
+        picked = storage.int8_layers(picked)
     return type("KandinskyOperations", (picked,), {"attention": staticmethod(attention)})
 
 
@@ -176,7 +169,8 @@ class VideoModel(comfy.model_base.BaseModel):
     """What both models share: text that is never padded by repetition, the null embedding, the memory estimate."""
 
     def __init__(self, config, prediction, unet, sampling, null_embedding, model_channels):
-        super().__init__(config, prediction, unet_model=unet)
+        super().__init__(config, prediction, device="meta", unet_model=unet)
+        self.device = None  # where its weights are, which the patcher says
         self.model_sampling = sampling()
         self.null_embedding = null_embedding
         self.model_channels = model_channels
@@ -269,32 +263,32 @@ _PARTS = {
 def load_unet(path, weight_dtype="default", disable_dynamic=False):
     """Loads either U-Net, told apart by its tensors, as a ModelPatcher.
 
-    `weight_dtype`: a name from WEIGHT_DTYPES; "default" leaves it to the host. Raises checkpoints.CheckpointError.
+    `weight_dtype`: a name from storage.WEIGHT_DTYPES; "default" leaves it to the host. Raises CheckpointError.
     """
     checkpoint = checkpoints.open_checkpoint(path, expect=tuple(_PARTS))
     state_dict = checkpoint.state_dict()
     model_class, config_class, unet, prediction, sampling = _PARTS[checkpoint.part]
     load_device = comfy.model_management.get_torch_device()
     config = config_class(checkpoint.config)
-    stored = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+    stored = storage.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
         load_device,
         model_params=comfy.utils.calculate_parameters(state_dict),
         supported_dtypes=config.supported_inference_dtypes,
         weight_dtype=comfy.utils.weight_dtype(state_dict),
     )
     compute = comfy.model_management.unet_manual_cast(stored, load_device, config.supported_inference_dtypes)
-    config.set_inference_dtype(stored, compute)
+    config.set_inference_dtype(storage.layer_dtype(stored, compute), compute)
     config.custom_operations = operations(stored, compute, load_device)
     channels = checkpoint.config["model_channels"]
     model = model_class(config, prediction, unet, sampling, checkpoint.null_embedding, channels)
+    storage.load(model.diffusion_model, state_dict, stored)
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic)
-    model.diffusion_model.load_state_dict(state_dict, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_unet, (path, weight_dtype))
     return patcher
 
 
 def make_patcher(module, load_device, offload_device, disable_dynamic=False):
-    """Puts a module whose weights are about to be loaded under the host's memory management."""
+    """Puts a module with its weights under the host's memory management."""
     # Which class CoreModelPatcher is depends on the host's flags, so it is read at the time of the call.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     if not comfy.model_management.is_device_cpu(offload_device):

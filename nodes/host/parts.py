@@ -15,8 +15,8 @@ from ...kv_core import checkpoints
 from ...kv_core.movq import MoVQ as MoVQNetwork
 from ...kv_core.movq import decode_chunks
 from ...kv_core.text_encoder import TOKENS, TextModel, load_tokenizer
-from . import memory
-from .model import WEIGHT_DTYPES, make_patcher, operations
+from . import memory, storage
+from .model import make_patcher, operations
 
 
 class Part:
@@ -113,14 +113,14 @@ def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):
     """The patcher of a MoVQ; by default in the type the host picks for VAEs."""
     checkpoint = checkpoints.open_checkpoint(path, expect=part)
     device = comfy.model_management.vae_device()
-    stored = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
-    compute = comfy.model_management.unet_manual_cast(stored, device, [torch.bfloat16, torch.float32]) or stored
-    network = MoVQNetwork(
-        **checkpoint.config, operations=operations(stored, compute, device, _exact_attention), dtype=stored
-    )
+    types = [torch.bfloat16, torch.float32]
+    stored = storage.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.vae_dtype(device, types)
+    compute = comfy.model_management.unet_manual_cast(stored, device, types) or stored
+    layers = operations(stored, compute, device, _exact_attention)
+    network = MoVQNetwork(**checkpoint.config, operations=layers, dtype=stored, device="meta")
     network.ch = checkpoint.config["ch"]
+    storage.load(network, checkpoint.state_dict(), stored)
     patcher = _patch(network, compute, device, comfy.model_management.vae_offload_device(), disable_dynamic)
-    network.load_state_dict(checkpoint.state_dict(), assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (movq_patcher, (path, part, weight_dtype))
     return patcher
 
@@ -146,19 +146,20 @@ def text_encoder_patcher(path, projections_path, weight_dtype="default", disable
             f"{encoder.config['d_model']}: choose files that belong together."
         )
     device = comfy.model_management.text_encoder_device()
-    stored = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.text_encoder_dtype(device)
+    stored = storage.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.text_encoder_dtype(device)
     network = TextModel(
         encoder.config,
         sizes["context_dim"],
         sizes["names"],
         operations=_text_operations(stored, device),
-        dtype=stored,
+        dtype=storage.layer_dtype(stored, torch.float32),
+        device="meta",
     )
+    storage.load(network.text_encoder, encoder.state_dict(), stored)
+    storage.load(network.projections, projections.state_dict(), stored)
     patcher = _patch(
         network, torch.float32, device, comfy.model_management.text_encoder_offload_device(), disable_dynamic
     )
-    network.text_encoder.load_state_dict(encoder.state_dict(), assign=patcher.is_dynamic())
-    network.projections.load_state_dict(projections.state_dict(), assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (text_encoder_patcher, (path, projections_path, weight_dtype))
     return patcher
 
@@ -176,7 +177,6 @@ def _text_operations(stored, device):
 
 
 def _patch(network, compute, load_device, offload_device, disable_dynamic):
-    network.eval().requires_grad_(False)
+    network.eval()
     network.manual_cast_dtype = compute  # the host counts buffers for weights it casts while it streams them
-    comfy.model_management.archive_model_dtypes(network)
     return make_patcher(network, load_device, offload_device, disable_dynamic)
