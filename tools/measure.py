@@ -50,9 +50,10 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
+        given = {id for id, _ in _storages(args)}
+        for id, storage in _storages(out if isinstance(out, (tuple, list)) else (out,)):
+            if id not in given:  # else a view, perhaps of a weight
+                self._add(storage)
         return out
 
     def _add(self, storage):
@@ -60,6 +61,11 @@ class PeakBytes(TorchDispatchMode):
             self.alive[storage._cdata] = storage.nbytes()
             weakref.finalize(storage, self.alive.pop, storage._cdata, None)
             self.peak = max(self.peak, sum(self.alive.values()))
+
+
+def _storages(values):
+    storages = [value.untyped_storage() for value in values if isinstance(value, torch.Tensor)]
+    return [(storage._cdata, storage) for storage in storages]
 
 
 class Stages:
@@ -121,7 +127,7 @@ class Stages:
         model = random_weights(TextModel(config, operations=TorchOperations, **self.factory))
         ids, mask = torch.ones(2, 1, TOKENS, **self._device()).long()
         sizes = model.text_encoder.encoder.config
-        estimate = memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size)
+        estimate = memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size, cast=False)
         return lambda: model.encode(ids, mask, dtype=self.factory["dtype"]), estimate
 
     def _movq(self, temporal=False):

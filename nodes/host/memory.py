@@ -5,7 +5,7 @@ bytes of all tensors alive were added up after every operation (attention by its
 more). WORKSPACE covers what such a count does not see: the kernels' scratch memory and fragmentation.
 """
 
-WORKSPACE = 1.25
+WORKSPACE = 1.1
 
 
 def unet(rows, height, width, model_channels, dtype):
@@ -31,6 +31,9 @@ def movq_decode(frames, height, width, ch, dtype):
     return frames * height * width * 6 * ch * dtype.itemsize * WORKSPACE
 
 
-def text_encode(tokens, d_model, d_ff, vocabulary):
-    """The T5 encoder in float32: four maps of `d_ff` channels, and its largest weight cast from a smaller type."""
-    return (tokens * 4 * d_ff + max(vocabulary, d_ff) * d_model) * 4 * WORKSPACE
+def text_encode(tokens, d_model, d_ff, vocabulary, cast=True):
+    """The T5 encoder in float32: four maps of `d_ff` channels, counted 32 numbers a pair of tokens for its position
+    bias and, unless it is stored so, its largest weight cast.
+    """
+    largest = max(vocabulary, d_ff) * d_model if cast else 0
+    return (tokens * (4 * d_ff + 32 * tokens) + largest) * 4 * WORKSPACE

@@ -15,7 +15,7 @@ from ...kv_core import checkpoints
 from ...kv_core.movq import MoVQ as MoVQNetwork
 from ...kv_core.movq import decode_chunks
 from ...kv_core.text_encoder import TOKENS, TextModel, load_tokenizer
-from . import memory, storage
+from . import memory, storage, tiles
 from .model import make_patcher, operations
 
 
@@ -55,12 +55,17 @@ class TextEncoder(Part):
             logging.warning(f"The prompt is longer than {TOKENS} tokens; the rest is not read: {text[:60]}...")
         device = self.patcher.load_device
         with comfy.model_management.cuda_device_context(device):
-            sizes = self.patcher.model.text_encoder.encoder.config
-            model = self._load(memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size))
+            model = self._load(self._memory_required())
             context, mask = model.encode(
                 tokens.input_ids.to(device), tokens.attention_mask.to(device), projection=projection, dtype=self.dtype
             )
         return _to_host(context), mask.to(comfy.model_management.intermediate_device())
+
+    def _memory_required(self):
+        encoder = self.patcher.model.text_encoder
+        sizes = encoder.encoder.config
+        cast = encoder.shared.weight.dtype != self.dtype
+        return memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size, cast)
 
 
 class MoVQ(Part):
@@ -77,25 +82,45 @@ class MoVQ(Part):
             model = self._load(memory.movq_encode(*pixels.shape[2:], self.ch, self.dtype))
             return _to_host(model.encode(pixels.to(device, self.dtype)))
 
-    def decode(self, latents, chunks):
-        """Yields the pixels of every chunk of frames, of the lengths in `chunks`, while it shows progress."""
+    def decode(self, latents, chunks, tile=0):
+        """Yields the pixels of every chunk of frames, of the lengths in `chunks`, while it shows progress.
+
+        tile: the sides of the tiles, in latent pixels, that a chunk is decoded in; 0: whole. Where memory runs out,
+        smaller tiles follow, and a warning.
+        """
         device = self.patcher.load_device
-        height, width = (8 * side for side in latents.shape[2:])
         progress = comfy.utils.ProgressBar(latents.shape[0])
         with comfy.model_management.cuda_device_context(device):
-            model = self._load(memory.movq_decode(max(chunks), height, width, self.ch, self.dtype))
+            sides = [8 * min(side, tile or side) for side in latents.shape[2:]]
+            model = self._load(memory.movq_decode(max(chunks), *sides, self.ch, self.dtype))
             for chunk in latents.split(chunks):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                yield _to_host(model.decode(chunk.to(device, self.dtype)))
+                pixels, tile = self._decode_chunk(model, chunk.to(device, self.dtype), tile)
+                yield pixels
                 progress.update(len(chunk))
 
-    def decode_images(self, latents):
-        """Decodes frames one by one: in a batch they would not be independent."""
-        return self.decode(latents, [1] * latents.shape[0])
+    def _decode_chunk(self, model, chunk, tile):
+        # Returns the tile's sides too, with which there was room.
+        while True:
+            try:
+                return tiles.decode(model, chunk, tile), tile
+            except Exception as error:  # only the host knows which ones mean that memory ran out
+                comfy.model_management.raise_non_oom(error)
+                smaller = (tile or max(chunk.shape[2:])) // 2
+                if smaller < tiles.LEAST:
+                    raise
+            # Beyond the exception, which holds what was computed so far.
+            tile = smaller
+            comfy.model_management.soft_empty_cache()
+            logging.warning(f"Out of memory while decoding: going on in tiles of {8 * tile} pixels.")
 
-    def decode_video(self, latents):
+    def decode_images(self, latents, tile=0):
+        """Decodes frames one by one: in a batch they would not be independent."""
+        return self.decode(latents, [1] * latents.shape[0], tile)
+
+    def decode_video(self, latents, tile=0):
         """Decodes a clip in the published chunks, whose frames see each other."""
-        return self.decode(latents, decode_chunks(latents.shape[0]))
+        return self.decode(latents, decode_chunks(latents.shape[0]), tile)
 
 
 def _exact_attention(q, k, v, heads, mask=None, options=None):

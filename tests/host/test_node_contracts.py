@@ -236,7 +236,7 @@ class Blank:
     def __init__(self, value):
         self.value = value
 
-    def decode_video(self, latents):
+    def decode_video(self, latents, tile):
         yield torch.full((len(latents), 3, 8, 8), self.value)
 
 
