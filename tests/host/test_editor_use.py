@@ -84,7 +84,7 @@ def test_template_runs_by_the_button(server, address, usual_errors, name):
             titles = await editor.evaluate("app.rootGraph.nodes.map(node => node.title)")
             await editor.evaluate("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'default')")
             errors = set(editor.errors)
-        file = newest(server.output)
+        file = newest(server.output, server.work / "temp")
         async with opened(address) as editor:  # another day
             await editor.open_file(file)
             await editor.wait_for(f"app.rootGraph.nodes.length >= {len(titles)}")
@@ -105,9 +105,9 @@ def test_template_runs_by_the_button(server, address, usual_errors, name):
     assert unknown == []
 
 
-def newest(folder):
-    """The latest picture or video that a graph saved."""
-    files = [path for path in folder.rglob("*") if path.suffix in (".png", ".mp4")]
+def newest(*folders):
+    """The latest picture or video that a graph saved, or showed."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".png", ".mp4")]
     return max(files, key=lambda path: path.stat().st_mtime)
 
 
