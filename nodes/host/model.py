@@ -8,6 +8,7 @@ temporal layer acts), `kv_skip_frames` (int).
 """
 
 import itertools
+import logging
 
 import comfy.conds
 import comfy.context_windows
@@ -153,6 +154,7 @@ class Prompt:
 
     def __init__(self, context, mask, kept=True):
         self.context, self.mask, self.kept = context, mask, kept
+        self.alone = False  # where it and others at once are too much for the memory
         self._readings = {}  # by U-Net: the host may run copies on several devices
 
     def read(self, unet, device, dtype):
@@ -163,6 +165,18 @@ class Prompt:
             if self.kept:
                 self._readings[id(unet)] = reading
         return reading
+
+
+def _one_by_one(value, count):
+    """What one call takes for `count` branches -> what a call for each takes."""
+    if isinstance(value, dict):
+        parts = {key: _one_by_one(each, count) for key, each in value.items()}
+        return [{key: part[i] for key, part in parts.items()} for i in range(count)]
+    if torch.is_tensor(value) and value.ndim and len(value) == count:
+        return value.split(1)
+    if isinstance(value, (list, tuple)) and len(value) == count:
+        return [value[i : i + 1] for i in range(count)]
+    return [value] * count
 
 
 class VideoModel(comfy.model_base.BaseModel):
@@ -183,10 +197,36 @@ class VideoModel(comfy.model_base.BaseModel):
             raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
         return {"prompts": CONDTuple((Prompt(kwargs["cross_attn"], mask, kept=not kwargs.get("hooks")),))}
 
-    def _apply_model(self, x, t, *arguments, prompts, **kwargs):
-        dtype = self.get_dtype_inference()
-        text = Text.joined([prompt.read(self.diffusion_model, x.device, dtype) for prompt in prompts])
-        return super()._apply_model(x, t, *arguments, text=text, **kwargs)
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, *, prompts, **conditions,  # noqa: B006
+    ):  # fmt: skip
+        """Predicts for all branches at once or, where memory runs out at that, one by one for the rest of the run."""
+
+        def predict(x, t, c_concat, transformer_options, prompts, conditions):
+            dtype = self.get_dtype_inference()
+            text = Text.joined([prompt.read(self.diffusion_model, x.device, dtype) for prompt in prompts])
+            return super(VideoModel, self)._apply_model(
+                x, t, c_concat, c_crossattn, control, transformer_options, text=text, **conditions
+            )
+
+        if not any(prompt.alone for prompt in prompts):
+            try:
+                return predict(x, t, c_concat, transformer_options, prompts, conditions)
+            except Exception as error:  # only the host knows which ones mean that memory ran out
+                comfy.model_management.raise_non_oom(error)
+                if len(prompts) == 1:
+                    raise
+            # Beyond the exception, which holds what was computed so far.
+            for prompt in prompts:
+                prompt.alone = True
+            comfy.model_management.soft_empty_cache()
+            logging.warning(f"Out of memory with {len(prompts)} branches of guidance at once: going on one by one.")
+        named = {key: transformer_options[key] for key in ("cond_or_uncond", "uuids") if key in transformer_options}
+        each = [_one_by_one(value, len(prompts)) for value in (x, t, c_concat, named, prompts, conditions)]
+        return torch.cat([
+            predict(x, t, c_concat, transformer_options | named, prompts, conditions)
+            for x, t, c_concat, named, prompts, conditions in zip(*each)
+        ])  # fmt: skip
 
     def extra_conds_shapes(self, **kwargs):
         # When it loads a model the host counts on two branches; so that three are counted, each one shows up here.

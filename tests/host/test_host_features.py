@@ -42,6 +42,41 @@ def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, m
     assert [shape[0] for shape in calls] == [1] * 9
 
 
+@pytest.fixture
+def little_memory(adapters, monkeypatch):
+    """U-Nets that run out of memory with more than one branch at once; their calls' numbers of branches."""
+    calls = []
+    for unet in (adapters.model.HostKeyframeUNet, adapters.model.HostInterpolationUNet):
+
+        def forward(self, x, *arguments, forward=unet._forward, **conditions):
+            calls.append(len(x))
+            if len(x) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, x, *arguments, **conditions)
+
+        monkeypatch.setattr(unet, "_forward", forward)
+    return calls
+
+
+@pytest.mark.parametrize("stage, branches", [("keyframes", 3), ("interpolation", 2)])
+def test_branches_go_one_by_one_when_memory_runs_out(stages, parts, request, caplog, stage, branches):
+    model = {"keyframes": parts.keyframe_model, "interpolation": parts.interpolation_model}[stage]()
+    expected = getattr(stages, stage)(model, steps=3)
+    calls = request.getfixturevalue("little_memory")
+    torch.testing.assert_close(getattr(stages, stage)(model, steps=3), expected, atol=1e-5, rtol=0)
+    assert calls == [branches] + [1] * 3 * branches, "tried together once a run"
+    assert caplog.text.count(f"Out of memory with {branches} branches of guidance at once") == 1
+
+
+def test_one_branch_that_does_not_fit_is_an_error(stages, keyframe_model, adapters, monkeypatch):
+    def never(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        stages.keyframes(keyframe_model, steps=1)
+
+
 def test_each_prompt_is_read_once_a_run(stages, keyframe_model):
     unet, read = keyframe_model.model.diffusion_model, []
     key = unet.feature_pooling.attention.to_key
