@@ -127,7 +127,7 @@ class Stages:
         model = random_weights(TextModel(config, operations=TorchOperations, **self.factory))
         ids, mask = torch.ones(2, 1, TOKENS, **self._device()).long()
         sizes = model.text_encoder.encoder.config
-        estimate = memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size, cast=False)
+        estimate = memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, cast=False)
         return lambda: model.encode(ids, mask, dtype=self.factory["dtype"]), estimate
 
     def _movq(self, temporal=False):

@@ -31,9 +31,9 @@ def movq_decode(frames, height, width, ch, dtype):
     return frames * height * width * 6 * ch * dtype.itemsize * WORKSPACE
 
 
-def text_encode(tokens, d_model, d_ff, vocabulary, cast=True):
+def text_encode(tokens, d_model, d_ff, cast=True):
     """The T5 encoder in float32: four maps of `d_ff` channels, counted 32 numbers a pair of tokens for its position
-    bias and, unless it is stored so, its largest weight cast.
+    bias and, unless it is stored so, its largest layer's weight cast.
     """
-    largest = max(vocabulary, d_ff) * d_model if cast else 0
+    largest = d_ff * d_model if cast else 0
     return (tokens * (4 * d_ff + 32 * tokens) + largest) * 4 * WORKSPACE

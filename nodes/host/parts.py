@@ -65,7 +65,7 @@ class TextEncoder(Part):
         encoder = self.patcher.model.text_encoder
         sizes = encoder.encoder.config
         cast = encoder.shared.weight.dtype != self.dtype
-        return memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, sizes.vocab_size, cast)
+        return memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, cast)
 
 
 class MoVQ(Part):
