@@ -39,6 +39,21 @@ class Norm(nn.Module):
         return rows.view(x.shape)
 
 
+# On a CPU, torch 2 has a slow way for float32 maps [1, c, t, h, w] whose first four sizes multiply to no more than this.
+SLOW = 20480
+
+
+def _over_chunk(convolution, x):
+    """A 3x3x3 convolution of x `[1, c, t, h, w]`; where torch would be slow, of its two halves, which overlap."""
+    height = x.shape[3]
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x[..., 0].numel() > SLOW or height % 2:
+        return convolution(x)
+    half = height // 2
+    halves = torch.cat([x[:, :, :, : half + 1], x[:, :, :, half - 1 :]])
+    upper, lower = convolution(halves).split(1)
+    return torch.cat([upper[:, :, :, :half], lower[:, :, :, 1:]], dim=3)
+
+
 class ResNetBlock(nn.Module):
     """Two norm-SiLU-convolution steps with a shortcut; `temporal` blends a convolution over the frames into each.
 
@@ -71,7 +86,7 @@ class ResNetBlock(nn.Module):
 
     def _over_time(self, h, projection, merge):
         def mix(h, chosen):
-            return rearrange(projection(rearrange(h, "t c h w -> 1 c t h w")), "1 c t h w -> t c h w")
+            return rearrange(_over_chunk(projection, rearrange(h, "t c h w -> 1 c t h w")), "1 c t h w -> t c h w")
 
         return h if projection is None else mixed(h, mix, merge, (True,))
 

@@ -5,7 +5,7 @@ import statistics
 import pytest
 import torch
 
-from kv_core import diffusion
+from kv_core import diffusion, movq
 from kv_core.attention import Attention, Text
 from kv_core.interpolation_unet import InterpolationUNet
 from kv_core.keyframe_unet import KeyframeUNet
@@ -142,6 +142,17 @@ def test_scale_and_shift_are_made_once_a_branch():
         text, number = whole(unet, *prompts(unet)), torch.ones(3, 1)
         unet(noise(3, 9, 4, 8, 8), torch.zeros(3), text, motion_score=number, noise_augmentation=number)
     assert rows and max(rows) == 3, "not one for each of the twelve frames"
+
+
+@pytest.mark.parametrize("height, halves", [(8, True), (7, False), (640, False)])
+def test_a_chunk_is_convolved_in_halves_where_torch_is_slow(height, halves):
+    convolution = fill(torch.nn.Conv3d(8, 8, 3, padding=1), "video_movq").float()
+    x = noise(1, 8, 5, height, 6).float()
+    given = []
+    convolution.register_forward_hook(lambda layer, args, out: given.append(len(args[0])))
+    with torch.no_grad():
+        torch.testing.assert_close(movq._over_chunk(convolution, x), convolution(x), atol=1e-5, rtol=0)
+    assert given[0] == (2 if halves else 1)
 
 
 SHARES = {"keyframes": 0.85, "decode-video": 0.9}
