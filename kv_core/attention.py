@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .norms import Activation, ConditionalGroupNorm, added, branch_parts, repeat_rows
+from .norms import Activation, ConditionalGroupNorm, added, branch_parts, repeat_rows, sum_rows
 from .operations import additive_mask
 
 
@@ -43,7 +43,7 @@ class AttentionPooling(nn.Module):
         self.attention = Attention(context_dim, time_embed_dim, context_dim, head_dim, **factory)
 
     def forward(self, time_embed, summary):
-        return time_embed + summary
+        return sum_rows(time_embed, summary)
 
     def summary(self, context, mask):
         """`[b, T]`; its one query is the mean of **all** context rows, masked ones too, so their number matters."""
@@ -123,10 +123,12 @@ class AttentionBlock(nn.Module):
 class SelfAttentionBlock(AttentionBlock):
     """Attention over the positions of a frame."""
 
-    def forward(self, x, embedding, options=None):
-        tokens = rearrange(self.in_norm(x, embedding), "r c h w -> r (h w) c")
-        out = rearrange(self.attention(tokens, tokens, options=options), "r (h w) c -> r c h w", h=x.shape[2])
-        return self._feed_forward(x + out, embedding)
+    def forward(self, x, embedding, options=None, attend=True):
+        if attend:
+            tokens = rearrange(self.in_norm(x, embedding), "r c h w -> r (h w) c")
+            out = self.attention(tokens, tokens, options=options)
+            x = x + rearrange(out, "r (h w) c -> r c h w", h=x.shape[2])
+        return self._feed_forward(x, embedding)
 
 
 class CrossAttentionBlock(AttentionBlock):
@@ -139,11 +141,12 @@ class CrossAttentionBlock(AttentionBlock):
             return Reading(rows, None, self.attention.output_layer(values)[:, 0], None)
         return Reading(rows, keys, values, mask)
 
-    def forward(self, x, embedding, readings, options=None):
-        branches = [reading.rows for reading in readings]
-        parts = zip(branch_parts(x, branches), branch_parts(embedding, branches), readings)
-        looked = [added(part, self._look_at(part, rows, reading, options)) for part, rows, reading in parts]
-        x = torch.cat(looked) if torch.is_grad_enabled() else x  # of which the parts are views
+    def forward(self, x, embedding, readings, options=None, attend=True):
+        if attend:
+            branches = [reading.rows for reading in readings]
+            parts = zip(branch_parts(x, branches), branch_parts(embedding, branches), readings)
+            looked = [added(part, self._look_at(part, rows, reading, options)) for part, rows, reading in parts]
+            x = torch.cat(looked) if torch.is_grad_enabled() else x  # of which the parts are views
         return self._feed_forward(x, embedding)
 
     def _look_at(self, x, embedding, reading, options):

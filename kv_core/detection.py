@@ -2,7 +2,8 @@
 
 Nothing is read from file names or from the published configs.json. Only `head_dim`, `groups` and the T5's
 `relative_attention_max_distance` leave no trace in any shape: they have the published values unless the file's own
-metadata, `{"kandinsky_video": '{"config": {...}}'}`, says otherwise.
+metadata, `{"kandinsky_video": '{"config": {...}}'}`, says otherwise, or an empty tensor SIZES, `[0, head_dim, groups]`,
+which a program that writes metadata of its own leaves in place.
 """
 
 import json
@@ -14,6 +15,10 @@ from dataclasses import dataclass
 from .operations import TorchOperations
 
 METADATA_KEY = "kandinsky_video"
+
+SIZES = "kandinsky_video.sizes"
+# Empty tensors by which other programs mark how a model they save is sampled.
+MARKS = ("v_pred", "ztsnr")
 
 DECODER = ("decoder.", "lm_head.")  # what a whole T5 has besides its encoder
 
@@ -89,7 +94,11 @@ def detect(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = Non
     stated = _stated_config(metadata or {}, name)
     kind, prefix = _kind_and_prefix(shapes, name)
     tensors = {tensor.removeprefix(prefix): tensor for tensor in shapes}
-    null_embedding = tensors.pop("null_embedding", None) if kind == "unet" else None
+    null_embedding = None
+    if kind == "unet":
+        null_embedding = tensors.pop("null_embedding", None)
+        tensors = {tensor: in_file for tensor, in_file in tensors.items() if tensor not in MARKS}
+        stated = _sizes_tensor(shapes, tensors.pop(SIZES, None), name) | stated
     if kind == "text_encoder":
         tensors = _encoder_only(tensors)
     shape = {tensor: tuple(shapes[in_file]) for tensor, in_file in tensors.items()}
@@ -169,6 +178,15 @@ def _stated_config(metadata, name):
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{name} states {size} {value!r} in its metadata; expected a whole number above 0.")
     return stated
+
+
+def _sizes_tensor(shapes, tensor, name):
+    if tensor is None:
+        return {}
+    shape = tuple(shapes[tensor])
+    if len(shape) != 3 or shape[0] or not all(shape[1:]):
+        raise CheckpointError(f"{name} has a tensor '{SIZES}' of shape {shape}; expected (0, head_dim, groups).")
+    return {"head_dim": shape[1], "groups": shape[2]}
 
 
 def _count(shape, prefix):

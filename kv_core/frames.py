@@ -37,3 +37,9 @@ def interleave(samples, predicted):
     predicted = rearrange(predicted, "1 (f c) g h w -> 1 c g f h w", f=3)
     gaps = torch.cat([samples[:, :, :-1, None], predicted], dim=3)
     return torch.cat([rearrange(gaps, "1 c g f h w -> 1 c (g f) h w"), samples[:, :, -1:]], dim=2)
+
+
+def cross_fade(samples):
+    """Frames with three blends in every gap, (1 - s) left + s right for s = 1/4, 2/4, 3/4: `[1, c, 4t - 3, h, w]`."""
+    left, right = samples[:, :, :-1], samples[:, :, 1:]
+    return interleave(samples, torch.cat([torch.lerp(left, right, share) for share in (0.25, 0.5, 0.75)], dim=1))

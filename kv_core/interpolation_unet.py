@@ -15,8 +15,8 @@ from torch.nn.functional import silu
 
 from . import layers
 from .attention import Attention, Reading, feed_forward
-from .layers import NumberEmbedding, Sizes, fold_time, sinusoidal, unfold_time
-from .norms import ConditionalGroupNorm, branch_rows, merge_weight, mixed
+from .layers import ALL_ON, NumberEmbedding, Off, Sizes, fold_time, sinusoidal, unfold_time
+from .norms import ConditionalGroupNorm, branch_rows, merge_weight, mixed, sum_rows
 
 SKIP_FRAMES = 20  # rows in the table of frame gaps
 
@@ -53,12 +53,13 @@ class Conditions(NamedTuple):
     """What every level of one call shares.
 
     time `[b, T]`, behind the norms' SiLU; readings: of the text, an iterator over the blocks in the order of their use;
-    acting: of every branch, whether its temporal layers act; options.
+    acting: of every branch, whether its temporal layers act; off; options.
     """
 
     time: torch.Tensor
     readings: Iterator[tuple[Reading, ...]]
     acting: tuple[bool, ...]
+    off: Off
     options: object
 
 
@@ -78,14 +79,12 @@ class Level(layers.Level):
         x = x if self.up else self._attention(x, c)
         for block in self.resnet_attn_blocks:
             x = block["0"](x, c.time, c.acting)
-            if "1" in block:
-                x = block["1"](x, c.time, next(c.readings), c.options)
+            x = self.attend_to_text(block, x, c)
             x = block["2"](x, c.time, c.acting)
         return self._attention(x, c) if self.up else x
 
     def _attention(self, x, c):
-        if self.self_attention_block:
-            x = self.self_attention_block(x, c.time, options=c.options)
+        x = self.attend_to_self(x, c)
         if self.temporal_attention_block:
             x = self.temporal_attention_block(x, c.time, c.acting, c.options)
         return x
@@ -134,19 +133,21 @@ class InterpolationUNet(layers.UNet):
             context = context + self.time_embed_context_merge.to(context) * shift[:, None]
         return super().read_text(context, mask)
 
-    def forward(self, x, time, text, *, temporal_mask, skip_frames=None, perturbation_time=None, options=None):
+    def forward(
+        self, x, time, text, *, temporal_mask, skip_frames=None, perturbation_time=None, off=ALL_ON, options=None
+    ):
         """Predicts the velocity of the middle frames.
 
         x `[b, 20, g, h, w]`, g gaps: left frame 4, three frames 3x4, right frame 4. time `[b]`: timesteps. text: what
         `read_text` made of the branches' texts. skip_frames `[b]` (0..19) and perturbation_time `[b]` are needed where
-        the checkpoint has their embeddings. All of these may also have one row a gap, `[b g, ...]`. temporal_mask: b
-        truth values, whether the temporal layers act; they do not in an unconditional branch. `options` reaches the
-        attention call. Returns `[b, 12, g, h, w]`.
+        the checkpoint has their embeddings. Each of these may also have one row a gap, `[b g, ...]`. temporal_mask: b
+        truth values, whether the temporal layers act; they do not in an unconditional branch. off: what is left out.
+        `options` reaches the attention call. Returns `[b, 12, g, h, w]`.
         """
         time_embed = self._time_embed(time, skip_frames, perturbation_time, x.dtype)
         conditions = Conditions(
-            time=silu(self.feature_pooling(time_embed, text.summary)), readings=iter(text.readings),
-            acting=tuple(map(bool, temporal_mask)), options=options,
+            time=silu(self.time_and_text(time_embed, text, off)), readings=iter(text.readings),
+            acting=tuple(bool(acts) and not off.temporal for acts in temporal_mask), off=off, options=options,
         )  # fmt: skip
         return unfold_time(self.run_levels(self.in_layer(fold_time(x)), conditions), x.shape[0])
 
@@ -154,7 +155,9 @@ class InterpolationUNet(layers.UNet):
         embedding = self.to_time_embed(time, dtype)
         if self.perturbation_to_time_embed:
             share = self.time_embed_merge.to(embedding)
-            embedding = share * self.perturbation_to_time_embed(perturbation_time, dtype) + (1 - share) * embedding
+            perturbation = self.perturbation_to_time_embed(perturbation_time, dtype)
+            embedding = sum_rows(share * perturbation, (1 - share) * embedding)
         if self.skip_embeddings:
-            embedding = embedding + self.skip_merge.to(embedding) * self.skip_embeddings(skip_frames).to(dtype)
+            skipped = self.skip_embeddings(skip_frames).to(dtype)
+            embedding = sum_rows(embedding, self.skip_merge.to(embedding) * skipped)
         return embedding

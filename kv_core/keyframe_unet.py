@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 
 from . import layers
 from .attention import Attention, Reading, feed_forward
-from .layers import NumberEmbedding, Sizes, fold_time, unfold_time
+from .layers import ALL_ON, NumberEmbedding, Off, Sizes, fold_time, unfold_time
 from .norms import Activation, ConditionalGroupNorm, added, repeat_rows
 
 
@@ -66,14 +66,15 @@ class TemporalAttentionBlock(nn.Module):
 class Conditions(NamedTuple):
     """What every level of one call shares.
 
-    time `[b, T]`; temporal `[b t, T]`, None in image mode, both behind the norms' SiLU; readings: of the text, an
-    iterator over the blocks in the order of their use; branches b; options.
+    time `[b, T]`; temporal `[b t, T]`, None where no layer acts over time, both behind the norms' SiLU; readings: of
+    the text, an iterator over the blocks in the order of their use; branches b; off; options.
     """
 
     time: torch.Tensor
     temporal: torch.Tensor | None
     readings: Iterator[tuple[Reading, ...]]
     branches: int
+    off: Off
     options: object
 
 
@@ -92,21 +93,17 @@ class Level(layers.Level):
 
     def forward(self, x, c):
         if not self.up:
-            x = self._temporal_attention(self._self_attention(x, c), c)
+            x = self._temporal_attention(self.attend_to_self(x, c), c)
         for block in self.resnet_attn_blocks:
             # Going up, a temporal block stands before each residual block; going down, behind it.
             x = self._temporal(block["3"], x, c) if self.up else x
             x = block["0"](x, c.time)
             x = x if self.up else self._temporal(block["3"], x, c)
-            if "1" in block:
-                x = block["1"](x, c.time, next(c.readings), c.options)
+            x = self.attend_to_text(block, x, c)
             x = self._temporal(block["4"], x, c) if self.up else x
             x = block["2"](x, c.time)
             x = x if self.up else self._temporal(block["4"], x, c)
-        return self._self_attention(self._temporal_attention(x, c), c) if self.up else x
-
-    def _self_attention(self, x, c):
-        return self.self_attention_block(x, c.time, options=c.options) if self.self_attention_block else x
+        return self.attend_to_self(self._temporal_attention(x, c), c) if self.up else x
 
     def _temporal_attention(self, x, c):
         if self.temporal_attention_block is None or c.temporal is None:
@@ -150,25 +147,28 @@ class KeyframeUNet(layers.UNet):
         self.temporal_noise_aug_time_encoding = embedding() if noise_augmentation else None
         self.temporal_motion_score_encoding = embedding() if motion_score else None
 
-    def forward(self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, options=None):
+    def forward(
+        self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, off=ALL_ON, options=None
+    ):
         """Predicts the noise of `x`.
 
         x `[b, 9, t, h, w]`: noisy latent 4, condition latent 4, condition mask 1; h and w divisible by 2 once for
         every level but the last. time `[b]`: timesteps. text: what `read_text` made of the branches' texts. Time and
         text may also have one row a frame, `[b t, ...]`. motion_score and noise_augmentation `[b, t]`
-        or `[b, 1]`, used in mode "video" where the checkpoint has them. `options` reaches the attention call.
-        Returns `[b, 4, t, h, w]`.
+        or `[b, 1]`, used in mode "video" where the checkpoint has them. off: what is left out. `options` reaches the
+        attention call. Returns `[b, 4, t, h, w]`.
         """
         branches, _, frames, _, _ = x.shape
         if mode == "image" and frames != 1:
             raise ValueError(f"image mode draws one frame a branch, but the latent holds {frames}.")
-        time_embed = self.feature_pooling(self.to_time_embed(time, x.dtype), text.summary)
+        time_embed = self.time_and_text(self.to_time_embed(time, x.dtype), text, off)
         temporal = None
-        if mode == "video":
+        if mode == "video" and not off.temporal:
             temporal = silu(self._temporal_embed(time_embed, branches, frames, motion_score, noise_augmentation))
         conditions = Conditions(
-            time=silu(time_embed), temporal=temporal, readings=iter(text.readings), branches=branches, options=options
-        )
+            time=silu(time_embed), temporal=temporal, readings=iter(text.readings), branches=branches, off=off,
+            options=options,
+        )  # fmt: skip
         in_layer = self.in_layer if mode == "video" else self.image_in_layer
         return unfold_time(self.run_levels(in_layer(fold_time(x)), conditions), branches)
 

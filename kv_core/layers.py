@@ -8,6 +8,7 @@ Every class takes `operations` (see operations.py) and the `dtype` and `device` 
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -33,6 +34,22 @@ class Sizes:
     num_blocks: tuple[int, ...] = (3, 3, 3, 3)
     add_cross_attention: tuple[bool, ...] = (False, True, True, True)
     add_self_attention: tuple[bool, ...] = (False, True, True, True)
+
+
+class Off(NamedTuple):
+    """What a forward pass leaves out, to see what it does; by default nothing.
+
+    temporal: all layers over time. pooling: the text's summary in the time embedding. self_attention and
+    cross_attention: the numbers of levels, down and up, whose attention adds nothing; their feed-forward stays.
+    """
+
+    temporal: bool = False
+    pooling: bool = False
+    self_attention: tuple[int, ...] = ()
+    cross_attention: tuple[int, ...] = ()
+
+
+ALL_ON = Off()
 
 
 def sinusoidal(values, dim, dtype):
@@ -148,13 +165,15 @@ class ResNetBlock(nn.Module):
 class Level(nn.Module):
     """One resolution: residual blocks with cross-attention between them, self-attention at the outer end.
 
-    `widths` are the (in, middle, out) channels of its blocks. Subclasses add what acts over time.
+    `widths` are the (in, middle, out) channels of its blocks; `number` counts levels from the outermost, 0. Subclasses
+    add what acts over time.
     """
 
     def __init__(
-        self, widths, sizes, *, up, resample, cross_attention, self_attention, temporal_mix=False, **factory
+        self, widths, sizes, *, number, up, resample, cross_attention, self_attention, temporal_mix=False, **factory
     ):
         super().__init__()
+        self.number = number
         self.up = up
         self.attention_width = widths[-1][2] if up else widths[0][0]
         self.self_attention_block = (
@@ -170,6 +189,19 @@ class Level(nn.Module):
                 block["1"] = CrossAttentionBlock(middle, sizes, sizes.context_dim, **factory)
             block["2"] = ResNetBlock(middle, outs, sizes, last_down, temporal_mix, **factory)
             self.resnet_attn_blocks.append(block)
+
+    def attend_to_self(self, x, c):
+        """Self-attention where the level has it; c: time, off and options."""
+        if self.self_attention_block is None:
+            return x
+        return self.self_attention_block(x, c.time, c.options, attend=self.number not in c.off.self_attention)
+
+    def attend_to_text(self, block, x, c):
+        """A block's cross-attention where it has any; c: time, readings, off and options."""
+        if "1" not in block:
+            return x
+        attend = self.number not in c.off.cross_attention
+        return block["1"](x, c.time, next(c.readings), c.options, attend=attend)
 
 
 class UNet(nn.Module):
@@ -187,7 +219,7 @@ class UNet(nn.Module):
         channels = [sizes.init_channels, *(sizes.model_channels * mult for mult in sizes.dim_mult)]
         for i, blocks in enumerate(sizes.num_blocks):
             outer, inner = channels[i], channels[i + 1]
-            kind = {"resample": i < deepest, "cross_attention": sizes.add_cross_attention[i],
+            kind = {"number": i, "resample": i < deepest, "cross_attention": sizes.add_cross_attention[i],
                     "self_attention": sizes.add_self_attention[i], **factory}  # fmt: skip
             down = [(outer, inner, inner)] + [(inner, inner, inner)] * (blocks - 1)
             self.down_samples.append(level(down, sizes, up=False, **kind))
@@ -206,6 +238,10 @@ class UNet(nn.Module):
         levels = [*self.down_samples, *self.up_samples]
         blocks = [block["1"] for level in levels for block in level.resnet_attn_blocks if "1" in block]
         return read_text(self.feature_pooling, blocks, context, mask)
+
+    def time_and_text(self, time_embed, text, off):
+        """The embedding `[b or rows, T]` of time and, but for `off`, of the Text's summary."""
+        return time_embed if off.pooling else self.feature_pooling(time_embed, text.summary)
 
     def run_levels(self, x, conditions):
         """Down, up and out: `[b t, init, h, w]` -> `[b t, out, h, w]`; `conditions` go to every level."""

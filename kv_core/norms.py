@@ -15,6 +15,12 @@ def repeat_rows(tensor, rows):
     return tensor.repeat_interleave(rows // tensor.shape[0], dim=0)
 
 
+def sum_rows(a, b):
+    """a + b, where either may have one row a branch and the other a row for every map."""
+    rows = max(len(a), len(b))
+    return repeat_rows(a, rows) + repeat_rows(b, rows)
+
+
 def branch_rows(tensor, chosen, branches):
     """The rows that belong to the slice `chosen` of all `branches`."""
     each = len(tensor) // branches

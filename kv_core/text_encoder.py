@@ -174,6 +174,25 @@ class Tokenizer:
         return Tokens(torch.tensor([ids + padding]), torch.tensor([mask]), cut)
 
 
+    def words(self, text):
+        """The words of a text as it is read, in order: pairs of a word and its number of tokens. The last is the end.
+
+        Where tokens are pieces of words, as SentencePiece's are, the first piece of each word begins with its mark.
+        """
+        mark = "\u2581"
+        tokens = self(text)
+        ids = tokens.input_ids[tokens.attention_mask == 1]
+        *pieces, end = self._tokenizer.convert_ids_to_tokens(ids.tolist())
+        whole, words = not any(piece.startswith(mark) for piece in pieces), []
+        for piece in pieces:
+            if whole or not words or piece.startswith(mark):
+                words.append((piece.removeprefix(mark), 1))
+            else:
+                word, count = words[-1]
+                words[-1] = word + piece, count + 1
+        return [*words, (end, 1)]
+
+
 def load_tokenizer(folder):
     """The tokenizer in a local `folder`; nothing is downloaded. Raises FileNotFoundError where there is none."""
     folder = Path(folder)

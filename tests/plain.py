@@ -60,7 +60,8 @@ def temporal_block(self, x, embedding, branches):
     return x + out
 
 
-def cross_attention_block(self, x, embedding, readings, options=None):
-    [reading] = readings
-    x = x + self._look_at(x, repeat_rows(embedding, x.shape[0]), reading, options)
+def cross_attention_block(self, x, embedding, readings, options=None, attend=True):
+    if attend:
+        [reading] = readings
+        x = x + self._look_at(x, repeat_rows(embedding, x.shape[0]), reading, options)
     return x + self.feed_forward(self.out_norm(x, embedding))
