@@ -40,12 +40,17 @@ def contact_sheet(frames, columns, numbers=True):
 
 
 def table_sheet(cells, row_titles, column_titles):
-    """Cells `[rows, columns, H, W, 3]` as one picture with titles to the left of the rows and above the columns."""
+    """Cells `[rows, columns, H, W, 3]` as one picture with titles to the left of the rows and above the columns.
+
+    Its sides are even.
+    """
     height, width = cells.shape[2:4]
     font = _font(height)
     left = max(_width(title, font) for title in row_titles) + 3 * GAP
     top = round(1.4 * font.size)
     step = max(width, *(_width(title, font) for title in column_titles)) + GAP, height + GAP
+    left += (left + cells.shape[1] * step[0]) % 2  # videos have even sides
+    top += (top + len(cells) * step[1]) % 2
     sheet = _paper(top + len(cells) * step[1] + GAP, left + cells.shape[1] * step[0] + GAP)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(column_titles):

@@ -2,14 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attention_maps import AttentionMaps
+from .blocks import SwitchBlocks
 from .choices import ChooseFirstPicture, ChooseFrameRate
+from .cross_fade import CrossFade
 from .first_frame import FirstFrame
 from .host import files
 from .interpolation import Interpolate
 from .keyframes import Keyframes
 from .latents import FromLatent, ToLatent
 from .loaders import MoVQLoader, TemporalMoVQLoader, TextEncoderLoader, UNetLoader
-from .movq import DecodeImage, DecodeVideo, EncodeImage
+from .looking import ContactSheet, Difference, Report
+from .motion_grid import MotionGrid
+from .movq import DecodeImage, DecodeVideo, EncodeFrames, EncodeImage
 from .text import TextEncode
 
 
@@ -34,4 +39,12 @@ class KandinskyVideoExtension(ComfyExtension):
             FromLatent,
             ChooseFirstPicture,
             ChooseFrameRate,
+            EncodeFrames,
+            CrossFade,
+            SwitchBlocks,
+            ContactSheet,
+            Difference,
+            MotionGrid,
+            AttentionMaps,
+            Report,
         ]

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+EXPERIMENTS = "Kandinsky Video/experiments"
+
 
 def model_input(which):
     return io.Model.Input("model", tooltip=f"The {which} U-Net from Load U-Net.")

@@ -7,9 +7,21 @@ from ..kv_core.interpolation_unet import SKIP_FRAMES
 from . import sockets
 from .host import report, sampling
 from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
+from .lists import whole_numbers
 
 # As published: 3 between keyframes, 1 between frames that were interpolated already.
 AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
+
+
+def skip_of_gaps(text, count):
+    """What a text says of `count` gaps, as `[[skip, ...]]`; None where it is empty. Raises ValueError."""
+    skip = whole_numbers(text, "Interpolate Frames: in gaps", 0, SKIP_FRAMES - 1)
+    if skip and len(skip) != count:
+        raise ValueError(
+            f"Interpolate Frames: gaps has {len(skip)} numbers, but there are {count} gaps between {count + 1} frames: "
+            "write one number for each."
+        )
+    return [skip] if skip else None
 
 
 class Interpolate(io.ComfyNode):
@@ -43,6 +55,13 @@ class Interpolate(io.ComfyNode):
                 steps_input(10),
                 seed_input(),
                 negative_input(),
+                io.String.Input(
+                    "gaps",
+                    optional=True,
+                    default="",
+                    tooltip="For frames at uneven distances: how many frames each gap leaves out, 0 to 19, such as "
+                    "3, 3, 7, 1, one number a gap. Empty: skip_frames counts for all.",
+                ),
             ],
             outputs=[
                 sockets.VideoLatent.Output(
@@ -52,9 +71,12 @@ class Interpolate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None, gaps=""
+    ) -> io.NodeOutput:
         frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
         skip = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
+        skip = skip_of_gaps(gaps, frames.shape[2] - 1) or skip
         with report.measured("Interpolate Frames", samples) as history:
             video = sampling.sample_interpolation(
                 model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed)

@@ -41,10 +41,48 @@ class EncodeImage(io.ComfyNode):
     @classmethod
     def execute(cls, movq, image, width, height) -> io.NodeOutput:
         check_size("Encode Image", width, height)
-        pixels = images.to_pixels(images.fit(to_picture(image), width, height))
-        with report.measured("Encode Image") as history:
-            frame = sockets.finite(movq.encode(pixels), "The MoVQ")[:, :, None]
-        return io.NodeOutput(sockets.latent("frame", frame, history=history))
+        if len(image) != 1:
+            raise ValueError(
+                f"Encode Image takes one picture, but got {len(image)}: pick one with ImageFromBatch, or take all as "
+                "keyframes with Encode Frames (MoVQ)."
+            )
+        return io.NodeOutput(encoded("Encode Image", "frame", movq, image, width, height))
+
+
+class EncodeFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KandinskyVideoEncodeFrames",
+            display_name="Encode Frames (MoVQ)",
+            category="Kandinsky Video",
+            description=(
+                "Makes pictures or the frames of a video keyframes, for Interpolate Frames: each is shrunk, cropped "
+                "and encoded by itself, as Encode Image does with one."
+            ),
+            search_aliases=["kandinsky", "vae encode", "video to latent", "frame interpolation"],
+            inputs=[
+                sockets.MoVQ.Input("movq", tooltip="The image MoVQ from Load MoVQ."),
+                io.Image.Input(
+                    "images",
+                    tooltip="Pictures in the order of the clip, of any size, such as those of Load Video and Get Video "
+                    "Components; transparency is dropped.",
+                ),
+                size_input("width", 512, "video"),
+                size_input("height", 512, "video"),
+            ],
+            outputs=[
+                sockets.KeyframeLatent.Output(
+                    "keyframes",
+                    tooltip="One keyframe a picture, latent [1, 4, pictures, height / 8, width / 8].",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, movq, images, width, height) -> io.NodeOutput:
+        check_size("Encode Frames", width, height)
+        return io.NodeOutput(encoded("Encode Frames", "keyframes", movq, images, width, height))
 
 
 class DecodeImage(io.ComfyNode):
@@ -112,10 +150,17 @@ class DecodeVideo(io.ComfyNode):
         return io.NodeOutput(images, len(frames) / CLIP_SECONDS)
 
 
+def encoded(stage, kind, movq, image, width, height):
+    """The host's IMAGE `[F, H, W, 1 to 4]`, its pictures encoded one by one, as a latent of `kind`."""
+    pixels = (images.to_pixels(images.fit(to_picture(one), width, height)) for one in image.split(1))
+    with report.measured(stage) as history:
+        latents = torch.cat(list(report.progress(movq.encode_each(pixels, len(image)), len(image), stage)))
+        samples = rearrange(sockets.finite(latents, "The MoVQ"), "f c h w -> 1 c f h w")
+    return sockets.latent(kind, samples, history=history)
+
+
 def to_picture(image):
     """The host's IMAGE `[1, H, W, 1 to 4]` in [0, 1] -> a Pillow image, 8 bits exact."""
-    if len(image) != 1:
-        raise ValueError(f"Encode Image takes one picture, but got {len(image)}: pick one with ImageFromBatch.")
     rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
     return images.to_images((rgb * 255).round().clamp(0, 255).to(torch.uint8))[0]
 
@@ -134,7 +179,7 @@ def tile_input():
     )
 
 
-def decoded(stage, decode, frames, tile_size):
+def decoded(stage, decode, frames, tile_size=0):
     """Latents `[frames, 4, h, w]` as the host's IMAGE by `decode`, with progress and what it took in the log."""
     with report.measured(stage):
         return to_images(report.progress(decode(frames, tile_size // 8), len(frames), stage))

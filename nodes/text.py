@@ -46,5 +46,6 @@ class TextEncode(io.ComfyNode):
     def execute(cls, text_encoder, text, projection) -> io.NodeOutput:
         with report.measured("Encode Text"):
             context, mask = text_encoder.encode(text, PROJECTIONS[projection])
+        words = text_encoder.tokenizer.words(text)
         context = sockets.finite(context, "The text encoder")
-        return io.NodeOutput([[context, {"attention_mask": mask, "projection": projection}]])
+        return io.NodeOutput([[context, {"attention_mask": mask, "projection": projection, "words": words}]])

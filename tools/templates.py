@@ -35,11 +35,12 @@ WIDTH, NODE_GAP, COLUMN_GAP, GROUP_EDGE, GROUP_TITLE, GROUP_GAP = 330, 24, 90, 2
 NOTE_LINE, NOTE_CHARACTERS = 15, 58
 EXTRA_WIDTH = {"KandinskyVideoTextEncode": 60}
 EXTRA_HEIGHT = {
-    "KandinskyVideoTextEncode": 100, "LoadImage": 230, "PreviewImage": 230, "SaveImage": 230, "SaveVideo": 330
+    "KandinskyVideoTextEncode": 100, "LoadImage": 230, "PreviewImage": 230, "SaveImage": 230, "SaveVideo": 330,
+    "PreviewAny": 250, "BatchImagesNode": 24,
 }  # fmt: skip
 COLOURS = {
     "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
-    "Interpolation": "#52b0a8", "Decode": "#b07cc0",
+    "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c",
 }  # fmt: skip
 
 # Keys of the notes, beside those of the graph
@@ -54,7 +55,9 @@ TINY = {
     "kv-tiny/movq.safetensors": PUBLISHED["movq"],
     "kv-tiny/video_movq.safetensors": PUBLISHED["video_movq"],
 }
-PUBLISHED_SIZE = {"KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage": 512}
+PUBLISHED_SIZE = {
+    "KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage": 512, "KandinskyVideoEncodeFrames": 512
+}  # fmt: skip
 
 
 def main() -> int:
@@ -180,9 +183,16 @@ def links_to_models(values: list) -> dict:
 
 
 def flat_inputs(inputs: dict, values: dict, prefix: str = ""):
-    """(name, spec, is optional) of every input; those that the choice in a dynamic list brings follow that list."""
+    """(name, spec, is optional) of every input; those that the choice in a dynamic list brings follow that list.
+
+    Of an input that grows there are as many as `values` has.
+    """
     for section in ("required", "optional"):
         for name, spec in inputs.get(section, {}).items():
+            if spec[0] == "COMFY_AUTOGROW_V3":
+                [grown] = spec[1]["template"]["input"]["required"].values()
+                yield from ((key, grown, False) for key in values if key.startswith(f"{prefix}{name}."))
+                continue
             yield prefix + name, spec, section == "optional"
             if spec[0] == "COMFY_DYNAMICCOMBO_V3":
                 chosen = next(option for option in spec[1]["options"] if option["key"] == values[prefix + name])

@@ -4,7 +4,8 @@ Beside text and mask, a branch of the guidance carries these keys in its conditi
 keyframe U-Net: `kv_mode` ("image" or "video"), `kv_condition` `[1, 5, F, h, w]` (condition latent and mask; none:
 zeros), `kv_motion_score` and `kv_noise_augmentation` (int or `[1, F]`);
 interpolation U-Net: `kv_neighbours` `[1, 8, G, h, w]` (left and right frame of every gap; none: zeros, and no
-temporal layer acts), `kv_skip_frames` (int).
+temporal layer acts), `kv_skip_frames` (int or `[1, G]`).
+What a forward pass leaves out stands in the host's transformer_options under OFF (see kv_core.layers.Off).
 """
 
 import itertools
@@ -26,9 +27,13 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...kv_core import checkpoints, diffusion, frames, latent_rgb
 from ...kv_core.attention import Text
+from ...kv_core.detection import SIZES
 from ...kv_core.interpolation_unet import InterpolationUNet
 from ...kv_core.keyframe_unet import KeyframeUNet
+from ...kv_core.layers import ALL_ON
 from . import memory, storage
+
+OFF = "kandinsky_video_off"
 
 DEFAULT_MOTION_SCORE = 10
 DEFAULT_NOISE_AUGMENTATION = 20
@@ -120,13 +125,15 @@ class HostUNet:
 
 class HostKeyframeUNet(HostUNet, KeyframeUNet):
     def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
-        return KeyframeUNet.forward(self, x, timesteps, options=transformer_options, **conditions)
+        off = transformer_options.get(OFF, ALL_ON)
+        return KeyframeUNet.forward(self, x, timesteps, off=off, options=transformer_options, **conditions)
 
 
 class HostInterpolationUNet(HostUNet, InterpolationUNet):
-    def _forward(self, x, timesteps, context, control, transformer_options, **conditions):
+    def _forward(self, x, timesteps, context, control, transformer_options, skip_frames, **conditions):
         predicted, neighbours = x.split([12, 8], dim=1)  # the host puts conditions behind the sample
         x = frames.between(neighbours, predicted)
+        conditions |= {"skip_frames": skip_frames.flatten(), "off": transformer_options.get(OFF, ALL_ON)}
         return InterpolationUNet.forward(self, x, timesteps, options=transformer_options, **conditions)
 
 
@@ -228,6 +235,14 @@ class VideoModel(comfy.model_base.BaseModel):
             for x, t, c_concat, named, prompts, conditions in zip(*each)
         ])  # fmt: skip
 
+    def state_dict_for_saving(self, unet_state_dict, *others, **more):
+        """With what its file needs besides, so that what the host saves loads again."""
+        sizes = self.model_config.unet_config
+        unet_state_dict = {**unet_state_dict, SIZES: torch.empty(0, sizes["head_dim"], sizes["groups"])}
+        if self.null_embedding is not None:
+            unet_state_dict["null_embedding"] = self.null_embedding
+        return super().state_dict_for_saving(unet_state_dict, *others, **more)
+
     def extra_conds_shapes(self, **kwargs):
         # When it loads a model the host counts on two branches; so that three are counted, each one shows up here.
         return {"branch": [1]}
@@ -278,7 +293,8 @@ class InterpolationModel(VideoModel):
             neighbours = torch.zeros_like(noise[:1, :8])
 
         def number(value):
-            return comfy.conds.CONDRegular(torch.tensor([value], device=device))
+            value = torch.as_tensor(value, dtype=torch.long, device=device)
+            return comfy.conds.CONDRegular(value if value.ndim else value[None])
 
         return super().extra_conds(**kwargs) | {
             "c_concat": comfy.conds.CONDNoiseShape(neighbours.to(device)),
@@ -286,6 +302,13 @@ class InterpolationModel(VideoModel):
             "skip_frames": number(kwargs.get("kv_skip_frames", 1)),
             "perturbation_time": number(0),
         }
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):  # noqa: B006
+        if cond_key == "skip_frames" and cond_value.cond.ndim == 2:
+            return comfy.context_windows.slice_cond(
+                cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
+            )
+        return None
 
 
 _PARTS = {

@@ -82,6 +82,14 @@ class MoVQ(Part):
             model = self._load(memory.movq_encode(*pixels.shape[2:], self.ch, self.dtype))
             return _to_host(model.encode(pixels.to(device, self.dtype)))
 
+    def encode_each(self, pictures, count):
+        """Yields the latent of every one of `count` pictures' pixels, while it shows progress."""
+        progress = comfy.utils.ProgressBar(count)
+        for pixels in pictures:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            yield self.encode(pixels)
+            progress.update(1)
+
     def decode(self, latents, chunks, tile=0):
         """Yields the pixels of every chunk of frames, of the lengths in `chunks`, while it shows progress.
 

@@ -45,6 +45,7 @@ def test_a_table_has_titles():
     cells = torch.stack([colours(0.2, 0.4, size=32), colours(0.6, 0.8, size=32)])
     sheet = looking.table_sheet(cells, ["first", "the second row"], ["a", "b"])
     height, width, _ = sheet.shape
+    assert height % 2 == width % 2 == 0
     step = 32 + looking.GAP
     top, left = height - 2 * step - looking.GAP, width - 2 * step - looking.GAP
     for row in range(2):

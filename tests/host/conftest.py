@@ -17,6 +17,7 @@ from tests.host.golden_parts import (  # noqa: F401
     parts,
     stages,
 )
+from tests.host.tiny_clip import clip  # noqa: F401
 from tools.editor import Editor
 from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
 from tools.server import Server

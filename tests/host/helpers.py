@@ -18,6 +18,8 @@ NODE_IDS = {
         "UNetLoader", "TextEncoderLoader", "MoVQLoader", "TemporalMoVQLoader", "TextEncode", "FirstFrame",
         "EncodeImage", "DecodeImage", "Keyframes", "Interpolate", "DecodeVideo", "ToLatent", "FromLatent",
         "ChooseFirstPicture", "ChooseFrameRate",
+        "EncodeFrames", "CrossFade", "SwitchBlocks", "ContactSheet", "Difference", "MotionGrid", "AttentionMaps",
+        "Report",
     )
 }  # fmt: skip
 

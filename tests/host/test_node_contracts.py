@@ -26,6 +26,14 @@ DISPLAY_NAMES = {
     "KandinskyVideoFromLatent": "Latent to Kandinsky Video Latent",
     "KandinskyVideoChooseFirstPicture": "Choose First Picture",
     "KandinskyVideoChooseFrameRate": "Choose Frame Rate",
+    "KandinskyVideoEncodeFrames": "Encode Frames (MoVQ)",
+    "KandinskyVideoCrossFade": "Cross-Fade Frames",
+    "KandinskyVideoSwitchBlocks": "Switch Blocks",
+    "KandinskyVideoContactSheet": "Contact Sheet",
+    "KandinskyVideoDifference": "Latent Difference",
+    "KandinskyVideoMotionGrid": "Motion Grid",
+    "KandinskyVideoAttentionMaps": "Attention Maps",
+    "KandinskyVideoReport": "Stage Report",
 }
 
 
@@ -68,7 +76,7 @@ def described(schema):
 
 def test_the_nodes_of_the_design(schemas):
     assert {id: schema.display_name for id, schema in schemas.items()} == DISPLAY_NAMES
-    assert {schema.category for schema in schemas.values()} == {"Kandinsky Video"}
+    assert {schema.category for schema in schemas.values()} == {"Kandinsky Video", "Kandinsky Video/experiments"}
 
 
 def test_what_has_landed_stays(schemas):

@@ -27,6 +27,11 @@ VIDEOS = {
     "compare-decoders": (45, 128, 64),
 }
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
+# Run by test_looking_templates.py.
+LOOKING = {
+    "interpolate-video", "cross-fade", "two-projections", "merged-unets", "blocks-off",
+    "first-frame-from-another-model", "motion-grid", "attention-maps", "look-inside",
+}  # fmt: skip
 
 SETTINGS = {
     "KandinskyVideoFirstFrame": {"width": 128, "height": 128, "steps": 50, "guidance": 5.0},
@@ -111,7 +116,7 @@ def test_a_clip_shows_its_prompt(server, run_graph, name):
 
 
 def test_every_workflow_is_expected():
-    assert set(NAMES) == VIDEOS.keys() | PICTURES.keys()
+    assert set(NAMES) == VIDEOS.keys() | PICTURES.keys() | LOOKING
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +190,7 @@ def test_template_links_meet_at_both_ends(name):
     for number, source, output, target, slot, kind in workflow["links"]:
         assert number in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][slot]["link"] == number
-        assert set(kind.split(",")) & set(nodes[target]["inputs"][slot]["type"].split(","))
+        assert {"*", *kind.split(",")} & set(nodes[target]["inputs"][slot]["type"].split(","))
     assert workflow["last_node_id"] == max(nodes)
     assert workflow["last_link_id"] == len(workflow["links"])
     for graph in graphs_of(workflow)[1:]:
