@@ -237,6 +237,9 @@ class VideoModel(comfy.model_base.BaseModel):
 
     def state_dict_for_saving(self, unet_state_dict, *others, **more):
         """With what its file needs besides, so that what the host saves loads again."""
+        if any(isinstance(weight, storage.QuantizedTensor) for weight in self.diffusion_model.parameters()):
+            # The host would leave out their scales.
+            raise ValueError("Weights in int8 cannot be saved: load this U-Net with another weight dtype and save it.")
         sizes = self.model_config.unet_config
         unet_state_dict = {**unet_state_dict, SIZES: torch.empty(0, sizes["head_dim"], sizes["groups"])}
         if self.null_embedding is not None:

@@ -1,6 +1,7 @@
 """Blocks switched off and U-Nets blended, through the host's patcher and its merge nodes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,8 +109,6 @@ def saved_by_the_host(merging, model, name):
     saver = merging.ModelSave()
     saver.output_dir = folder_paths.get_output_directory()
     saver.save(model, f"diffusion_models/{name}")
-    from pathlib import Path
-
     return Path(saver.output_dir, "diffusion_models", f"{name}_00001_.safetensors")
 
 
@@ -132,6 +131,16 @@ def test_a_saved_interpolation_unet_loads_again(clip, adapters, merging):
     again = clip.interpolate(clip.results["keyframes"], model=loaded)
     # Weights that lie otherwise in memory are added up in another order.
     torch.testing.assert_close(again["samples"], clip.results["video"]["samples"], atol=1e-5, rtol=0)
+
+
+def test_weights_in_int8_are_not_saved_wrong(clip, merging):
+    """They blend, but their file would hold noise."""
+    small = clip.node("UNetLoader", unet_name="kv-tiny/keyframes.safetensors", weight_dtype="int8")
+    (blend,) = merging.ModelMergeSimple().merge(clip.results["keyframe_unet"], small, 0.5)
+    apart = (clip.sample(model=blend) - clip.results["keyframes"]["samples"]).abs().mean()
+    assert 0 < apart < (clip.sample(model=small) - clip.results["keyframes"]["samples"]).abs().mean()
+    with pytest.raises(ValueError, match="int8 cannot be saved: load this U-Net with another weight dtype"):
+        saved_by_the_host(merging, small, "int8")
 
 
 def test_the_two_projections(clip):
