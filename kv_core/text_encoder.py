@@ -173,7 +173,6 @@ class Tokenizer:
         mask = [1] * len(ids) + padding
         return Tokens(torch.tensor([ids + padding]), torch.tensor([mask]), cut)
 
-
     def words(self, text):
         """The words of a text as it is read, in order: pairs of a word and its number of tokens. The last is the end.
 
