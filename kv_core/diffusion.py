@@ -84,14 +84,14 @@ def ddpm_step(sample, x0, timestep, previous, noise):
     return mean + variance.sqrt() * noise
 
 
-def sample_ddpm(denoise, sample, timesteps, step_noise, callback=None):
-    """Runs the ancestral sampler over descending `timesteps`.
+def sample_ddpm(denoise, sample, timesteps, step_noise, callback=None, end=-1):
+    """Runs the ancestral sampler over descending `timesteps` and from the last to `end`, where -1 is no noise at all.
 
     denoise(sample, timestep) gives the predicted clean latent, unclamped; step_noise(index, sample) the noise of step
     `index`, not asked for at timestep 0; callback(index, x0, sample) is called before every step is taken.
     Returns the sample after the last step.
     """
-    for index, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], -1])):
+    for index, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], end])):
         x0 = denoise(sample, timestep)
         if callback:
             callback(index, x0, sample)

@@ -39,7 +39,7 @@ class Norm(nn.Module):
         return rows.view(x.shape)
 
 
-# On a CPU, torch 2 has a slow way for float32 maps [1, c, t, h, w] whose first four sizes multiply to no more than this.
+# On a CPU, torch 2 is slow with float32 maps [1, c, t, h, w] whose first four sizes multiply to no more than this.
 SLOW = 20480
 
 

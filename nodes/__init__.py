@@ -6,6 +6,14 @@ from .attention_maps import AttentionMaps
 from .blocks import SwitchBlocks
 from .choices import ChooseFirstPicture, ChooseFrameRate
 from .cross_fade import CrossFade
+from .custom_sampling import (
+    DDPMSampler,
+    FillGaps,
+    FirstFrameGuider,
+    InterpolationGuider,
+    KeyframeGuider,
+    PublishedSchedule,
+)
 from .first_frame import FirstFrame
 from .host import files
 from .interpolation import Interpolate
@@ -47,4 +55,10 @@ class KandinskyVideoExtension(ComfyExtension):
             MotionGrid,
             AttentionMaps,
             Report,
+            DDPMSampler,
+            PublishedSchedule,
+            FirstFrameGuider,
+            KeyframeGuider,
+            InterpolationGuider,
+            FillGaps,
         ]

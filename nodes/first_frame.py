@@ -11,7 +11,9 @@ from .inputs import (
     model_input,
     negative_input,
     positive_input,
+    sampler_input,
     seed_input,
+    sigmas_input,
     size_input,
     steps_input,
 )
@@ -38,6 +40,8 @@ class FirstFrame(io.ComfyNode):
                 steps_input(50),
                 guidance_input("guidance", 5.0, "How strongly the picture follows the prompt; 0: no guidance"),
                 negative_input(),
+                sampler_input(),
+                sigmas_input("leading"),
             ],
             outputs=[
                 sockets.FrameLatent.Output(
@@ -47,10 +51,12 @@ class FirstFrame(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, width, height, seed, steps, guidance, negative=None) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, width, height, seed, steps, guidance, negative=None, sampler=None, sigmas=None
+    ) -> io.NodeOutput:
         check_size("Sample First Frame", width, height)
         with report.measured("Sample First Frame") as history:
             samples = sampling.sample_first_frame(
-                model, positive, negative, width, height, guidance, steps, SeededNoise(seed)
+                model, positive, negative, width, height, guidance, steps, SeededNoise(seed), sampler, sigmas
             )
         return io.NodeOutput(sockets.latent("frame", samples, history=history))

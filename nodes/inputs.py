@@ -63,3 +63,20 @@ def guidance_input(id, default, effect):
     return io.Float.Input(
         id, default=default, min=0.0, max=30.0, step=0.1, tooltip=f"{effect}. 0 to 30, published {default}."
     )
+
+
+def sampler_input():
+    return io.Sampler.Input(
+        "sampler",
+        optional=True,
+        tooltip="Another sampler than the published one: any of ComfyUI's. Left open, DDPM (published).",
+    )
+
+
+def sigmas_input(spacing):
+    return io.Sigmas.Input(
+        "sigmas",
+        optional=True,
+        tooltip="Another schedule than the published one, from Published Schedule or ComfyUI's schedulers; steps is "
+        f"then ignored. Left open, {spacing} spacing over steps.",
+    )

@@ -6,11 +6,47 @@ from ..kv_core.diffusion import SeededNoise
 from ..kv_core.interpolation_unet import SKIP_FRAMES
 from . import sockets
 from .host import report, sampling
-from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
+from .inputs import (
+    guidance_input,
+    model_input,
+    negative_input,
+    positive_input,
+    sampler_input,
+    seed_input,
+    sigmas_input,
+    steps_input,
+)
 from .lists import whole_numbers
 
 # As published: 3 between keyframes, 1 between frames that were interpolated already.
 AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
+
+
+def gap_inputs():
+    """What says which gaps are filled, and how; shared with the guider of this stage."""
+    return [
+        model_input("interpolation"),
+        positive_input(),
+        io.MultiType.Input(
+            "samples",
+            [sockets.KeyframeLatent, sockets.VideoLatent],
+            tooltip="Keyframes from Sample Keyframes, or a video that was interpolated already; at least 2 frames.",
+        ),
+        io.Combo.Input(
+            "skip_frames",
+            options=["auto", *map(str, range(SKIP_FRAMES))],
+            default="auto",
+            tooltip="How many frames the U-Net takes the gaps to leave out, 0 to 19. auto is as published: 3 "
+            "for keyframes, 1 for a video that was interpolated before.",
+        ),
+        guidance_input("guidance", 0.5, "How strongly new frames follow prompt and neighbours; 0: no guidance"),
+    ]
+
+
+def gaps_of(samples, skip_frames):
+    """The frames `[1, 4, F, h, w]` of keyframes or a video, and the frames that its gaps leave out."""
+    frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
+    return frames, AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
 
 
 def skip_of_gaps(text, count):
@@ -37,24 +73,12 @@ class Interpolate(io.ComfyNode):
             ),
             search_aliases=["kandinsky", "frame interpolation", "smooth", "morph", "in-between"],
             inputs=[
-                model_input("interpolation"),
-                positive_input(),
-                io.MultiType.Input(
-                    "samples",
-                    [sockets.KeyframeLatent, sockets.VideoLatent],
-                    tooltip="Keyframes from Sample Keyframes, or a video from this node; at least 2 frames.",
-                ),
-                io.Combo.Input(
-                    "skip_frames",
-                    options=["auto", *map(str, range(SKIP_FRAMES))],
-                    default="auto",
-                    tooltip="How many frames the U-Net takes the gaps to leave out, 0 to 19. auto is as published: 3 "
-                    "for keyframes, 1 for a video that was interpolated before.",
-                ),
-                guidance_input("guidance", 0.5, "How strongly new frames follow prompt and neighbours; 0: no guidance"),
+                *gap_inputs(),
                 steps_input(10),
                 seed_input(),
                 negative_input(),
+                sampler_input(),
+                sigmas_input("trailing"),
                 io.String.Input(
                     "gaps",
                     optional=True,
@@ -72,13 +96,13 @@ class Interpolate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None, gaps=""
-    ) -> io.NodeOutput:
-        frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
-        skip = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
+        cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None, sampler=None, sigmas=None,
+        gaps="",
+    ) -> io.NodeOutput:  # fmt: skip
+        frames, skip = gaps_of(samples, skip_frames)
         skip = skip_of_gaps(gaps, frames.shape[2] - 1) or skip
         with report.measured("Interpolate Frames", samples) as history:
             video = sampling.sample_interpolation(
-                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed)
+                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed), sampler, sigmas
             )
         return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))

@@ -6,7 +6,60 @@ from ..kv_core.diffusion import SeededNoise
 from ..kv_core.frames import KEYFRAMES, MOTION_SCORES
 from . import sockets
 from .host import report, sampling
-from .inputs import guidance_input, model_input, negative_input, positive_input, seed_input, steps_input
+from .inputs import (
+    guidance_input,
+    model_input,
+    negative_input,
+    positive_input,
+    sampler_input,
+    seed_input,
+    sigmas_input,
+    steps_input,
+)
+
+
+def clip_inputs():
+    """What says how the clip is to be; shared with the guider of this stage."""
+    return [
+        model_input("keyframe"),
+        positive_input(),
+        sockets.FrameLatent.Input(
+            "first_frame",
+            tooltip="The picture the clip begins with, from Encode Image (MoVQ); its width and height are "
+            "multiples of 64 pixels.",
+        ),
+        io.Int.Input(
+            "frames",
+            default=KEYFRAMES,
+            min=2,
+            max=240,
+            tooltip="Number of keyframes, 2 to 240; 12 as published and trained. Memory and time grow in proportion.",
+        ),
+        io.Combo.Input(
+            "motion",
+            options=[*MOTION_SCORES, "custom"],
+            default="medium",
+            tooltip="How much moves: low is a motion score of 1, medium 10, high 50, extreme 100; custom takes "
+            "motion_score.",
+        ),
+        io.Int.Input(
+            "motion_score",
+            default=10,
+            min=0,
+            max=1000,
+            tooltip="How much moves, when motion is custom: 1 is next to nothing, 100 the published most; 0 to 1000.",
+        ),
+        io.Int.Input(
+            "noise_augmentation",
+            default=20,
+            min=0,
+            max=999,
+            tooltip="Noise put over the first frame, as a training step from 0 to 999, published 20. More lets "
+            "the clip depart further from it.",
+        ),
+        guidance_input("text_guidance", 5.0, "How strongly the clip follows the prompt"),
+        guidance_input("image_guidance", 2.0, "How strongly the clip follows the first frame"),
+    ]
 
 
 class Keyframes(io.ComfyNode):
@@ -22,49 +75,12 @@ class Keyframes(io.ComfyNode):
             ),
             search_aliases=["kandinsky", "image to video", "text to video", "i2v", "t2v", "animate"],
             inputs=[
-                model_input("keyframe"),
-                positive_input(),
-                sockets.FrameLatent.Input(
-                    "first_frame",
-                    tooltip="The picture the clip begins with, from Encode Image (MoVQ); its width and height are "
-                    "multiples of 64 pixels.",
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=KEYFRAMES,
-                    min=2,
-                    max=240,
-                    tooltip="Number of keyframes, 2 to 240; 12 as published and trained. Memory and time grow in "
-                    "proportion.",
-                ),
-                io.Combo.Input(
-                    "motion",
-                    options=[*MOTION_SCORES, "custom"],
-                    default="medium",
-                    tooltip="How much moves: low is a motion score of 1, medium 10, high 50, extreme 100; custom takes "
-                    "motion_score.",
-                ),
-                io.Int.Input(
-                    "motion_score",
-                    default=10,
-                    min=0,
-                    max=1000,
-                    tooltip="How much moves, when motion is custom: 1 is next to nothing, 100 the published most; 0 to "
-                    "1000.",
-                ),
-                io.Int.Input(
-                    "noise_augmentation",
-                    default=20,
-                    min=0,
-                    max=999,
-                    tooltip="Noise put over the first frame, as a training step from 0 to 999, published 20. More lets "
-                    "the clip depart further from it.",
-                ),
-                guidance_input("text_guidance", 5.0, "How strongly the clip follows the prompt"),
-                guidance_input("image_guidance", 2.0, "How strongly the clip follows the first frame"),
+                *clip_inputs(),
                 steps_input(50),
                 seed_input(),
                 negative_input(),
+                sampler_input(),
+                sigmas_input("leading"),
             ],
             outputs=[
                 sockets.KeyframeLatent.Output(
@@ -78,7 +94,7 @@ class Keyframes(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, first_frame, frames, motion, motion_score, noise_augmentation,
-        text_guidance, image_guidance, steps, seed, negative=None,
+        text_guidance, image_guidance, steps, seed, negative=None, sampler=None, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
         frame = sockets.samples_of(first_frame, "frame", sampled=True)
         with report.measured("Sample Keyframes", first_frame) as history:
@@ -94,5 +110,7 @@ class Keyframes(io.ComfyNode):
                 image_guidance,
                 steps,
                 SeededNoise(seed),
+                sampler,
+                sigmas,
             )
         return io.NodeOutput(sockets.latent("keyframes", samples, history=history))

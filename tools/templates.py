@@ -40,7 +40,7 @@ EXTRA_HEIGHT = {
 }  # fmt: skip
 COLOURS = {
     "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
-    "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c",
+    "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c", "Sampler and schedules": "#a08060",
 }  # fmt: skip
 
 # Keys of the notes, beside those of the graph
@@ -56,7 +56,8 @@ TINY = {
     "kv-tiny/video_movq.safetensors": PUBLISHED["video_movq"],
 }
 PUBLISHED_SIZE = {
-    "KandinskyVideoFirstFrame": 1024, "KandinskyVideoEncodeImage": 512, "KandinskyVideoEncodeFrames": 512
+    "KandinskyVideoFirstFrame": 1024, "KandinskyVideoFirstFrameGuider": 1024, "KandinskyVideoEncodeImage": 512,
+    "KandinskyVideoEncodeFrames": 512,
 }  # fmt: skip
 
 

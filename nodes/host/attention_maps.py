@@ -7,7 +7,7 @@ from einops import rearrange
 
 from ...kv_core.frames import first_frame_condition
 from . import model as host_model
-from .sampling import prepare
+from .guiders import prepare
 
 OVERRIDE = "optimized_attention_override"
 

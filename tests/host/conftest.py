@@ -18,6 +18,7 @@ from tests.host.golden_parts import (  # noqa: F401
     stages,
 )
 from tests.host.tiny_clip import clip  # noqa: F401
+from tests.host.tiny_parts import tiny  # noqa: F401
 from tools.editor import Editor
 from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
 from tools.server import Server

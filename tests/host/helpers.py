@@ -20,6 +20,7 @@ NODE_IDS = {
         "ChooseFirstPicture", "ChooseFrameRate",
         "EncodeFrames", "CrossFade", "SwitchBlocks", "ContactSheet", "Difference", "MotionGrid", "AttentionMaps",
         "Report",
+        "DDPM", "Sigmas", "FirstFrameGuider", "KeyframeGuider", "InterpolationGuider", "FillGaps",
     )
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ def test_no_call_is_made_for_branches_without_weight(stages, keyframe_model, int
 
 
 def test_the_null_embedding_as_negative_prompt_changes_nothing(stages, adapters, keyframe_model):
-    null = adapters.sampling.null_conditioning(keyframe_model.model, stages.text)
+    null = adapters.guiders.null_conditioning(keyframe_model.model, stages.text)
     expected = stages.keyframes(keyframe_model, steps=3)
     assert torch.equal(stages.keyframes(keyframe_model, steps=3, negative=null), expected)
 

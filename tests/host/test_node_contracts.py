@@ -34,6 +34,12 @@ DISPLAY_NAMES = {
     "KandinskyVideoMotionGrid": "Motion Grid",
     "KandinskyVideoAttentionMaps": "Attention Maps",
     "KandinskyVideoReport": "Stage Report",
+    "KandinskyVideoDDPM": "DDPM (published)",
+    "KandinskyVideoSigmas": "Published Schedule",
+    "KandinskyVideoFirstFrameGuider": "First Frame Guider",
+    "KandinskyVideoKeyframeGuider": "Keyframe Guider",
+    "KandinskyVideoInterpolationGuider": "Interpolation Guider",
+    "KandinskyVideoFillGaps": "Fill Gaps",
 }
 
 

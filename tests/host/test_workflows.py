@@ -25,6 +25,7 @@ VIDEOS = {
     "morph": (17, 64, 64),
     "all-in-one": (45, 64, 64),
     "compare-decoders": (45, 128, 64),
+    "custom-sampling": (45, 64, 64),
 }
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
 # Run by test_looking_templates.py.

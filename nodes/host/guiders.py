@@ -1,0 +1,155 @@
+"""The published guidance of each stage as a GUIDER of the host, with the latent to sample."""
+
+import math
+
+import comfy.samplers
+import comfy.utils
+import node_helpers
+import torch
+
+from ...kv_core import diffusion
+from ...kv_core.frames import first_frame_condition, neighbours
+from ...kv_core.text_encoder import null_context
+from .model import InterpolationModel, KeyframeModel
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """What every stage's guidance has in common.
+
+    Predictions are clamped to [-1, 1] whatever the sampler, which is what the published dynamic thresholding comes to.
+    What a mask holds comes out as it went in.
+    """
+
+    def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        return super().outer_predict_noise(x, timestep, model_options, seed).clamp(-1, 1)
+
+    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, **kwargs):
+        samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, **kwargs)
+        if denoise_mask is None:
+            return samples
+        held = comfy.utils.reshape_mask(denoise_mask, samples.shape).to(samples.device) == 0
+        return torch.where(held, latent_image.to(samples), samples)
+
+
+class TwoBranchGuider(Guider):
+    """The host's own guidance: its scale s means u + s (c - u), so s = w + 1 is the published (w + 1) c - w u."""
+
+    def set_cfg(self, guidance):
+        super().set_cfg(guidance + 1)
+
+
+class ThreeBranchGuider(Guider):
+    """Guidance of the keyframes over text and first frame, first frame alone, and neither, in one call."""
+
+    def set_conds(self, full, image, none):
+        self.inner_set_conds({"positive": full, "image": image, "negative": none})
+
+    def set_cfg(self, text, image):
+        self.cfg = text  # the host's callbacks and patches read it
+        self.image = image
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        keep = model_options.get("disable_cfg1_optimization", False)
+        weights = {"positive": self.cfg, "image": self.image - self.cfg, "negative": 1 - self.image}
+        conds = [self.conds[name] if weight or keep else None for name, weight in weights.items()]
+        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        shared = {"cond_scale": self.cfg, "sigma": timestep, "input": x, "model": self.inner_model,
+                  "model_options": model_options}  # fmt: skip
+        for function in model_options.get("sampler_pre_cfg_function", []):
+            out = function({"conds": conds, "conds_out": out, "timestep": timestep, **shared})
+        full, image, none = out
+        denoised = diffusion.guide_three(full, image, none, self.cfg, self.image)
+        for function in model_options.get("sampler_post_cfg_function", []):
+            denoised = function({
+                "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": full,
+                "uncond_denoised": none, **shared,
+            })  # fmt: skip
+        return denoised
+
+
+def first_frame(stage, model, positive, negative, width, height, guidance):
+    """The guider of a first frame of `width` x `height` pixels, and the LATENT `[1, 4, 1, height / 8, width / 8]`."""
+    positive, unconditional = prepare(stage, model, KeyframeModel, positive, negative, guidance)
+    values = {"kv_mode": "image"}
+    guider = TwoBranchGuider(model)
+    guider.set_conds(_set(positive, values), _set(unconditional, values))
+    guider.set_cfg(guidance)
+    return guider, {"samples": torch.zeros(1, 4, 1, height // 8, width // 8)}
+
+
+def keyframes(
+    stage, model, positive, negative, first_frame, frames, motion_score, noise_augmentation,
+    text_guidance, image_guidance, augmentation_noise,
+):  # fmt: skip
+    """The guider of `frames` keyframes that go on from first_frame `[1, 4, 1, h, w]`, and the LATENT to sample.
+
+    augmentation_noise(shape) gives what is put over the first frame.
+    """
+    positive, unconditional = prepare(stage, model, KeyframeModel, positive, negative, text_guidance, image_guidance)
+    values = {"kv_mode": "video", "kv_motion_score": motion_score, "kv_noise_augmentation": noise_augmentation}
+    condition = first_frame_condition(first_frame, frames, noise_augmentation, augmentation_noise(first_frame.shape))
+    with_frame = {**values, "kv_condition": condition}
+    guider = ThreeBranchGuider(model)
+    guider.set_conds(_set(positive, with_frame), _set(unconditional, with_frame), _set(unconditional, values))
+    guider.set_cfg(text_guidance, image_guidance)
+    return guider, {"samples": torch.zeros(1, 4, frames, *first_frame.shape[-2:])}
+
+
+def interpolation(stage, model, positive, negative, samples, skip_frames, guidance):
+    """The guider of the gaps in `[1, 4, F, h, w]`, and the LATENT `[1, 12, F - 1, h, w]`: three frames in every gap."""
+    positive, unconditional = prepare(stage, model, InterpolationModel, positive, negative, guidance)
+    values = {"kv_skip_frames": skip_frames}
+    guider = TwoBranchGuider(model)
+    guider.set_conds(_set(positive, {**values, "kv_neighbours": neighbours(samples)}), _set(unconditional, values))
+    guider.set_cfg(guidance)
+    return guider, {"samples": torch.zeros(1, 12, samples.shape[2] - 1, *samples.shape[-2:])}
+
+
+def prepare(stage, model, model_class, positive, negative, *guidance):
+    """Checks what a stage is given; returns the positive and the unconditional conditioning.
+
+    Without `negative` the latter is the U-Net's own null embedding.
+    """
+    if not isinstance(model.model, model_class):
+        wanted = "keyframe" if model_class is KeyframeModel else "interpolation"
+        raise ValueError(
+            f"{stage} needs the {wanted} U-Net of Kandinsky Video, but got {_describe(model.model)}: choose another "
+            "file in Load U-Net."
+        )
+    if not all(math.isfinite(weight) for weight in guidance):
+        raise ValueError(f"{stage} needs finite guidance, but got {', '.join(map(str, guidance))}: enter numbers.")
+    width = model.model.diffusion_model.context_dim
+    _check_text(stage, "positive", positive, width)
+    if negative is None:
+        return positive, null_conditioning(model.model, positive)
+    _check_text(stage, "negative", negative, width)
+    return positive, negative
+
+
+def null_conditioning(model, positive):
+    """The unconditional text of every prompt in `positive`, from the U-Net's own null embedding."""
+    if model.null_embedding is None:
+        raise ValueError("This U-Net file holds no null embedding: connect a negative prompt.")
+    conditioning = []
+    for context, values in positive:
+        null, mask = null_context(model.null_embedding, context)
+        conditioning.append([null, {**values, "attention_mask": mask}])
+    return conditioning
+
+
+def _check_text(stage, name, conditioning, width):
+    for context, _ in conditioning:
+        if context.shape[-1] != width:
+            raise ValueError(
+                f"{stage} needs {name} of width {width}, but got {context.shape[-1]}: load the text encoder and "
+                "projections that belong to this U-Net."
+            )
+
+
+def _describe(model):
+    names = {KeyframeModel: "the keyframe U-Net", InterpolationModel: "the interpolation U-Net"}
+    return names.get(type(model), f"another model ({type(model).__name__})")
+
+
+def _set(conditioning, values):
+    return node_helpers.conditioning_set_values(conditioning, values)

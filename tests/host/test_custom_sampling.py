@@ -1,0 +1,177 @@
+"""The stages taken apart: by way of the host's custom sampler they give what the stages give, with any sampler."""
+
+import pytest
+import torch
+
+from tests.host.golden_parts import GoldenNoise, frames_first
+from tests.host.tiny_parts import KEYFRAMES, scene
+from training import world
+
+SEED = 7
+CIRCLE = scene("red", "circle", "right", (16, 30))
+PROMPT = "a red circle moving right on a black background"
+QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
+
+
+def sample(guider, latent, sigmas, sampler=None, noise=None, pack=None):
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+    with torch.inference_mode():
+        return SamplerCustomAdvanced.execute(noise or Noise_RandomNoise(SEED), guider, sampler, sigmas, latent).args[0]
+
+
+@pytest.fixture(scope="module")
+def published(tiny):
+    return tiny.node("DDPM")
+
+
+def sigmas(tiny, spacing="leading", steps=8, denoise=1.0, model=None):
+    return tiny.node("Sigmas", model=model or tiny.unet, spacing=spacing, steps=steps, denoise=denoise)
+
+
+def keyframe_guider(tiny, **changes):
+    given = {"model": tiny.unet, "positive": tiny.text(PROMPT), "first_frame": tiny.frame(CIRCLE)}
+    return tiny.nodes("KeyframeGuider", **KEYFRAMES | given | changes)
+
+
+def test_a_first_frame_is_the_stage_s_own(tiny, published):
+    given = {"model": tiny.unet, "positive": tiny.text(PROMPT), "width": 128, "height": 128, "guidance": 5.0}
+    expected = tiny.node("FirstFrame", seed=SEED, steps=8, **given)
+    found = sample(*tiny.nodes("FirstFrameGuider", **given), sigmas(tiny), published)
+    assert torch.equal(tiny.node("FromLatent", latent=found, kind="frame")["samples"], expected["samples"])
+
+
+def test_keyframes_are_the_stage_s_own(tiny, published):
+    expected = tiny.keyframes(CIRCLE, PROMPT, steps=8)
+    found = sample(*keyframe_guider(tiny), sigmas(tiny), published)
+    assert torch.equal(tiny.node("FromLatent", latent=found, kind="keyframes")["samples"], expected["samples"])
+    stage = tiny.keyframes(CIRCLE, PROMPT, steps=1, sampler=published, sigmas=sigmas(tiny))
+    assert torch.equal(stage["samples"], expected["samples"]), "sigmas decide, not steps"
+
+
+@pytest.mark.parametrize("kind", ["keyframes", "video"])
+def test_gaps_are_the_stage_s_own(tiny, published, kind):
+    frames = tiny.latent(kind, tiny.encode(CIRCLE, [0.0, 2.0, 4.0]), **({"passes": 1} if kind == "video" else {}))
+    given = {"model": tiny.interpolation_unet, "positive": tiny.text(PROMPT), "samples": frames,
+             "skip_frames": "auto", "guidance": 0.5}  # fmt: skip
+    expected = tiny.node("Interpolate", steps=4, seed=SEED, **given)
+    trailing = sigmas(tiny, "trailing", 4, model=tiny.interpolation_unet)
+    gaps = sample(*tiny.nodes("InterpolationGuider", **given), trailing, published)
+    found = tiny.node("FillGaps", samples=frames, gaps=gaps)
+    assert torch.equal(found["samples"], expected["samples"]) and found["passes"] == expected["passes"]
+    with pytest.raises(ValueError, match=r"needs the sampled gaps \[1, 12, 1, 8, 8\].*but got \[1, 12, 2, 8, 8\]"):
+        tiny.node("FillGaps", samples=tiny.latent("keyframes", frames["samples"][:, :, :2]), gaps=gaps)
+
+
+def test_the_published_numbers_come_from_the_hosts_nodes(adapters, stages, keyframe_model):
+    """The goldens' own noise through the guider, its sampler and the schedule."""
+    noise = GoldenNoise("keyframes", frames_first)
+    guider, latent = adapters.guiders.keyframes(
+        "Keyframe Guider", keyframe_model, stages.text, None, stages.tensors["keyframes.first_frame"][None, :, None],
+        stages.case["num_frames"], stages.case["motion_score"], stages.case["noise_augmentation"],
+        stages.guidance["text"], stages.guidance["image"], noise.augmentation,
+    )  # fmt: skip
+    noise.generate_noise = lambda latent: noise.initial(latent["samples"].shape)
+    schedule = adapters.ddpm.schedule(keyframe_model, "leading", 50)
+    out = sample(guider, latent, schedule, adapters.ddpm.DDPM(noise), noise)
+    torch.testing.assert_close(out["samples"], frames_first(stages.tensors["keyframes.out"]), atol=1e-4, rtol=0)
+
+
+def test_schedules(tiny, adapters):
+    table = tiny.unet.get_model_object("model_sampling").sigmas
+    expected = torch.cat([table[torch.arange(980, -1, -20)], torch.zeros(1)])
+    assert torch.equal(sigmas(tiny, steps=50), expected)
+    assert torch.equal(sigmas(tiny, "trailing", 10)[:-1], table[torch.arange(999, 0, -100)])
+    assert torch.equal(sigmas(tiny, steps=25, denoise=0.5), expected[25:]), "the last half of fifty"
+    karras = sigmas(tiny, "karras", 25)
+    assert len(karras) == 26 and karras[-1] == 0 and (karras.diff() < 0).all()
+    torch.testing.assert_close(karras[[0, -2]], table[[980, 0]])
+    with pytest.raises(ValueError, match="1000 steps at most, but 600 at a denoise of 0.5 are the last of 1200"):
+        sigmas(tiny, steps=600, denoise=0.5)
+
+
+def test_a_schedule_split_in_two_goes_on_where_it_stopped(tiny, published):
+    """Without noise in the steps the halves give what the whole gives."""
+    from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
+
+    class Still:
+        def step(self, index, sample):
+            return torch.zeros_like(sample)
+
+    sampler = type(published)(Still())
+    guider, latent = keyframe_guider(tiny)
+    whole = sigmas(tiny, steps=6)
+    once = sample(guider, latent, whole, sampler)["samples"]
+    half = sample(guider, latent, whole[:4], sampler)
+    assert (half["samples"] - once).abs().mean() > 0.05, "it is not finished yet"
+    twice = sample(guider, half, whole[3:], sampler, Noise_EmptyNoise())["samples"]
+    torch.testing.assert_close(twice, once, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("wrong, shown", [
+    (torch.tensor([1.0]), "but got 1"),
+    (torch.tensor([]), "but got none"),
+    (torch.tensor([0.0, 1.0, 2.0]), "but got 0, 1, 2"),
+    (torch.tensor([float("nan"), 0.0]), "but got nan, 0"),
+    (torch.zeros(2, 2), "but got 0, 0, 0, 0"),
+])  # fmt: skip
+def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
+    if wrong.ndim == 2:
+        wrong[0] = float("inf")
+        shown = "but got inf, inf"
+    with pytest.raises(ValueError, match=f"Sample Keyframes needs sigmas that fall to 0.*{shown}"):
+        tiny.keyframes(CIRCLE, PROMPT, sigmas=wrong)
+
+
+def test_a_foreign_model_has_no_published_schedule(tiny):
+    class Stranger:
+        model = torch.nn.Linear(1, 1)
+
+        def get_model_object(self, name):
+            return None
+
+    with pytest.raises(ValueError, match="needs a U-Net of Kandinsky Video, but got Linear"):
+        sigmas(tiny, model=Stranger())
+
+
+def check_clip(tiny, samples):
+    """The red circle throughout, where the published sampler has it to about a pixel."""
+    seen = tiny.read(tiny.latent("keyframes", samples))
+    assert seen.found.all()
+    assert (seen.colour == CIRCLE.colour).all() and (seen.shape == CIRCLE.shape).float().mean() > 0.9
+    track = world.positions(CIRCLE, torch.arange(12.0))[0]
+    assert (seen.centre - track).norm(dim=1).max() < 3.5
+
+
+@pytest.mark.parametrize("name", ["ddpm (published)", *QUICK])
+def test_samplers_of_the_host(tiny, published, name):
+    from comfy.samplers import sampler_object
+
+    sampler = published if name == "ddpm (published)" else sampler_object(name)
+    out = sample(*keyframe_guider(tiny), sigmas(tiny, "karras", 20), sampler)["samples"]
+    assert out.isfinite().all()
+    check_clip(tiny, out)
+
+
+@pytest.mark.slow
+def test_every_sampler_of_the_host(tiny):
+    """Keyframes, first frame and interpolation with each; the keyframes show the clip, all numbers are finite."""
+    from comfy.samplers import SAMPLER_NAMES, sampler_object
+
+    frames = tiny.latent("keyframes", tiny.encode(CIRCLE, [0.0, 2.0, 4.0]))
+    text = tiny.text(PROMPT)
+    for name in SAMPLER_NAMES:
+        sampler = sampler_object(name)
+        check_clip(tiny, tiny.keyframes(CIRCLE, PROMPT, sampler=sampler, sigmas=sigmas(tiny, "karras", 25))["samples"])
+        video = tiny.node(
+            "Interpolate", model=tiny.interpolation_unet, positive=text, samples=frames, skip_frames="auto",
+            guidance=0.5, steps=1, seed=SEED, sampler=sampler, sigmas=sigmas(tiny, "karras", 12),
+        )  # fmt: skip
+        seen = tiny.read(video)
+        track = world.positions(CIRCLE, torch.arange(9.0) / 2)[0]
+        assert seen.found.all() and (seen.centre - track).norm(dim=1).max() < 3.5, name
+        picture = tiny.node(
+            "FirstFrame", model=tiny.unet, positive=text, width=128, height=128, seed=SEED, steps=1, guidance=5.0,
+            sampler=sampler, sigmas=sigmas(tiny, "karras", 25),
+        )  # fmt: skip
+        assert picture["samples"].isfinite().all() and picture["samples"].abs().max() < 1.2, name
