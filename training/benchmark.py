@@ -117,16 +117,23 @@ def flicker(judge, latents, pixels):
     """Mean change from frame to frame of temporal and image MoVQ, where the picture stands still."""
     frames = torch.stack([to_pixels(judge.pipe.decode_image(latents[:, :, i : i + 1]))[0]
                           for i in range(latents.shape[2])])  # fmt: skip
+    still = still_parts(pixels)
+    if not still.any():
+        return {}
+    return {"flicker_temporal": change(pixels, still), "flicker_image": change(frames, still)}
+
+
+def still_parts(pixels):
+    """Where the shape of a clip `[t, 3, 64, 64]` never comes: bool `[64, 64]`."""
     axis = torch.arange(world.SIZE) + 0.5
     x, y = world.read(pixels).centre.T[:, :, None, None]
     distance = (axis - x).square() + (axis[:, None] - y).square()
-    still = (distance > (world.RADIUS[1] + 5) ** 2).all(0)
-    if not still.any():
-        return {}
-    return {
-        name: 127.5 * (clip[1:] - clip[:-1]).abs()[:, :, still].mean().item()
-        for name, clip in (("flicker_temporal", pixels), ("flicker_image", frames))
-    }
+    return (distance > (world.RADIUS[1] + 5) ** 2).all(0)
+
+
+def change(pixels, still):
+    """Mean change from frame to frame in these parts, in 255ths."""
+    return 127.5 * (pixels[1:] - pixels[:-1]).abs()[:, :, still].mean().item()
 
 
 def motion(judge, index):
@@ -155,15 +162,23 @@ def image_to_video(judge, index):
 
 
 def interpolation(judge, index):
-    """True keyframes of a fast scene, interpolated: how far the frames between are off, before the shape may stop.
+    return judge_gaps(judge, index, *true_clip(judge, index))
+
+
+def true_clip(judge, index):
+    """A fast scene, the latents `[1, 4, 45, 8, 8]` of its true frames, and these as the decoder shows them."""
+    scenes = moving_scene(index, "extreme")
+    times = torch.arange(45.0) / world.FRAMES_A_GAP
+    latents = judge.pipe.movq.encode(world.draw(scenes, times)[0]).transpose(0, 1)[None]
+    return scenes, latents, judge.pixels(latents)
+
+
+def judge_gaps(judge, index, scenes, latents, truth):
+    """True keyframes, interpolated: how far the frames between are off, before the shape may stop.
 
     Position against the scene's own; PSNR, and that of cross-fading the keyframes, against the true clip as the same
     decoder shows it, so that the decoder's own error counts for neither.
     """
-    scenes = moving_scene(index, "extreme")
-    times = torch.arange(45.0) / world.FRAMES_A_GAP
-    latents = judge.pipe.movq.encode(world.draw(scenes, times)[0]).transpose(0, 1)[None]
-    truth = judge.pixels(latents)
     texts = judge.pipe.encode_text(scenes.captions()[0])
     pixels = judge.pixels(judge.interpolate(texts, latents[:, :, :: world.FRAMES_A_GAP], index))
     frame = torch.arange(EARLY * world.FRAMES_A_GAP)
@@ -171,9 +186,9 @@ def interpolation(judge, index):
     left = new // world.FRAMES_A_GAP * world.FRAMES_A_GAP
     share = ((new - left) / world.FRAMES_A_GAP)[:, None, None, None]
     faded = (1 - share) * truth[left] + share * truth[left + world.FRAMES_A_GAP]
-    error = (world.read(pixels[new]).centre - world.positions(scenes, times[new])[0]).norm(dim=1)
+    centres = world.positions(scenes, new / world.FRAMES_A_GAP)[0]
     return {
-        "error": error.mean().item(),
+        "error": (world.read(pixels[new]).centre - centres).norm(dim=1).mean().item(),
         "psnr": psnr(pixels[new], truth[new]).mean().item(),
         "psnr_faded": psnr(faded, truth[new]).mean().item(),
     }

@@ -1,7 +1,5 @@
 """Fixtures for tests that need ComfyUI: a real server with this pack, and the pack loaded in this process."""
 
-import asyncio
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -20,7 +18,8 @@ from tests.host.golden_parts import (  # noqa: F401
 from tests.host.tiny_clip import clip  # noqa: F401
 from tests.host.tiny_parts import tiny  # noqa: F401
 from tools.editor import Editor
-from tools.host import CACHE, ROOT, Host, check_version, find_comfyui, is_comfyui
+from tools.host import CACHE, Host, check_version, find_comfyui, is_comfyui
+from tools.pack import load, nodes
 from tools.server import Server
 
 # The tiny models' tensors are too small for threads to pay; where other programs run they cost many times more.
@@ -81,35 +80,11 @@ def run_graph(server):
 
 @pytest.fixture(scope="session")
 def pack(comfyui, tmp_path_factory):
-    """The pack's module, loaded in this process as ComfyUI loads it: by path, under a name that is not its folder's.
-
-    ComfyUI's folder goes to the front of sys.path, before this repository (which pytest put there): so `import nodes`
-    means ComfyUI's nodes.py, and the pack's own `nodes` is only ever reached as `kandinsky_video_pack.nodes`.
-    """
-    sys.path.insert(0, str(comfyui))
-    from comfy.cli_args import args
-
-    # Before anything reads them: the CPU, and no input, output or user folder inside ComfyUI.
-    args.cpu = True
-    args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
-
-    name = "kandinsky_video_pack"
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The pack's module, loaded in this process."""
+    return load(comfyui, tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="session")
 def pack_nodes(pack):
-    """Node id -> node class, as the pack's entry point lists them."""
-
-    async def load():
-        extension = await pack.comfy_entrypoint()
-        await extension.on_load()
-        return await extension.get_node_list()
-
-    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(load())}
+    """Node id -> node class."""
+    return nodes(pack)
