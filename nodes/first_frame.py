@@ -6,6 +6,7 @@ from ..kv_core.diffusion import SeededNoise
 from . import sockets
 from .host import report, sampling
 from .inputs import (
+    FEWER_STEPS,
     check_size,
     guidance_input,
     model_input,
@@ -37,7 +38,7 @@ class FirstFrame(io.ComfyNode):
                 size_input("width", 1024, "picture, twice the video's,"),
                 size_input("height", 1024, "picture, twice the video's,"),
                 seed_input(),
-                steps_input(50),
+                steps_input(50, FEWER_STEPS),
                 guidance_input("guidance", 5.0, "How strongly the picture follows the prompt; 0: no guidance"),
                 negative_input(),
                 sampler_input(),

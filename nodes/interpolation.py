@@ -7,6 +7,7 @@ from ..kv_core.interpolation_unet import SKIP_FRAMES
 from . import sockets
 from .host import report, sampling
 from .inputs import (
+    FEWER_STEPS_BETWEEN,
     guidance_input,
     model_input,
     negative_input,
@@ -74,7 +75,7 @@ class Interpolate(io.ComfyNode):
             search_aliases=["kandinsky", "frame interpolation", "smooth", "morph", "in-between"],
             inputs=[
                 *gap_inputs(),
-                steps_input(10),
+                steps_input(10, FEWER_STEPS_BETWEEN),
                 seed_input(),
                 negative_input(),
                 sampler_input(),

@@ -7,6 +7,7 @@ from ..kv_core.frames import KEYFRAMES, MOTION_SCORES
 from . import sockets
 from .host import report, sampling
 from .inputs import (
+    FEWER_STEPS,
     guidance_input,
     model_input,
     negative_input,
@@ -76,7 +77,7 @@ class Keyframes(io.ComfyNode):
             search_aliases=["kandinsky", "image to video", "text to video", "i2v", "t2v", "animate"],
             inputs=[
                 *clip_inputs(),
-                steps_input(50),
+                steps_input(50, FEWER_STEPS),
                 seed_input(),
                 negative_input(),
                 sampler_input(),

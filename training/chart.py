@@ -6,6 +6,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b4513", "#7f7f7f", "#6a3d9a",
            "#b2182b", "#4d9221")  # fmt: skip
+X_TICKS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50, 80, 120, 200, 300, 500, 1000)
+Y_TICKS = [mantissa * 10.0**power for power in range(-3, 4) for mantissa in (1, 2, 5)]
 SCALE = 2  # of a screen's pixels
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 380, 300, 50, 30, 40, 150
 
@@ -54,7 +56,7 @@ def _panel(pen, left, title, lines, low, high, x_name, names):
     y_at = _axis(low, high, bottom, TOP, logarithmic)
     pen.text(((left + right) / 2, TOP - 8), title, "ms")
     pen.text(((left + right) / 2, HEIGHT - 4), x_name, "ms")
-    for x in _apart(xs, x_at, 22):
+    for x in (tick for tick in X_TICKS if xs[0] <= tick <= xs[-1]):
         pen.line([(x_at(x), TOP), (x_at(x), bottom)], "#eeeeee")
         pen.text((x_at(x), bottom + 4), f"{x:g}", "mt")
     for y in _ticks(low, high, logarithmic):
@@ -75,17 +77,7 @@ def _axis(low, high, start, end, logarithmic):
     return lambda value: start + (end - start) * (turn(value) - turn(low)) / span
 
 
-def _apart(values, at, least):
-    """Those of ascending values whose labels leave room for each other."""
-    kept = []
-    for value in values:
-        if not kept or at(value) - at(kept[-1]) >= least:
-            kept.append(value)
-    return kept
-
-
 def _ticks(low, high, logarithmic):
     if logarithmic:
-        steps = [mantissa * 10.0**power for power in range(-4, 5) for mantissa in (1, 2, 5)]
-        return [step for step in steps if low <= step <= high]
+        return [tick for tick in Y_TICKS if low <= tick <= high]
     return [low + (high - low) * i / 5 for i in range(6)]

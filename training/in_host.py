@@ -48,8 +48,8 @@ BRANCHES = {"first_frame": 2, "keyframes": 3, "interpolation": 2}
 class HostJudge(Judge):
     """The same as Judge with the three sampling stages in ComfyUI, as `settings` say.
 
-    nodes: node id -> node class. `seconds` and `calls` of a stage's last run: the time that sampling took, and how
-    often the U-Net ran for all branches.
+    nodes: node id -> node class. `seconds` and `calls` of a stage's last run: the processor's time that sampling took,
+    and how often the U-Net ran for all branches.
     """
 
     def __init__(self, models, pack, nodes):
@@ -113,12 +113,12 @@ class HostJudge(Judge):
         sigmas, sampler = self._sigmas(model, setting), self._sampler(setting.sampler)
         positive, negative = (None if text is None else [[text[0], {"attention_mask": text[1]}]] for text in texts)
         with count_rows(model.model.diffusion_model) as rows, torch.random.fork_rng(devices=[]):
-            start = time.monotonic()
+            start = time.process_time()
             latent = self._node(
                 name, model=cached(model, setting.cache), positive=positive, negative=negative,
                 steps=setting.steps, seed=seed, sampler=sampler, sigmas=sigmas, **inputs,
             )  # fmt: skip
-            self.seconds[stage] = time.monotonic() - start
+            self.seconds[stage] = time.process_time() - start
         self.calls[stage] = sum(rows) / BRANCHES[stage]
         return latent["samples"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -165,9 +166,9 @@ def test_table():
     results = {"keyframes euler/karras/10": dict(enumerate(ROWS)), "clip a+b+c": {"0": ROWS[0]}}
     heading, _, row = steps.table(results, "keyframes").splitlines()
     assert heading == (
-        "| sampler / spacing / steps | U-Net calls | shape | all | flicker of 255 | PSNR to the true clip, dB |"
+        "| sampler / spacing / steps | clips | U-Net calls | shape | all | flicker of 255 | PSNR to the true clip, dB |"
     )
-    assert row == "| euler/karras/10 | 10.0 | 100 % | 75 ± 19 % | 0.50 ± 0.04 | 30.0 ± 0.0 |"
+    assert row == "| euler/karras/10 | 4 | 10.0 | 100 % | 75 ± 19 % | 0.50 ± 0.04 | 30.0 ± 0.0 |"
 
 
 def test_chart():
@@ -182,3 +183,64 @@ def test_chart():
     drawn = {colour for _, colour in picture.getcolors(1 << 20)}
     assert (0, 0, 0) in drawn and (0x00, 0x72, 0xB2) in drawn, "the first two colours"
     assert (0xD5, 0x5E, 0x00) not in drawn, "no third line"
+
+
+CLAIM = re.compile(r"(\d+) steps of sampler (\w+) with (\w+) sigmas match .* as well as (\d+) published ones")
+CLAIM_BETWEEN = re.compile(r"(\d+) steps of sampler (\w+) place .* as well as (\d+) published ones, .* (\d) dB")
+
+
+@pytest.fixture
+def claimed(pack_nodes):
+    """What a node's tooltip says of steps, as the groups of a pattern."""
+
+    def find(node, pattern):
+        inputs = pack_nodes[f"KandinskyVideo{node}"].GET_SCHEMA().inputs
+        return pattern.search(next(each.tooltip for each in inputs if each.id == "steps")).groups()
+
+    return find
+
+
+@pytest.fixture
+def measured(judge, tmp_path):
+    """Summaries of a stage over twelve clips: of the settings as they are written, and of the published one."""
+
+    def measure(stage, *settings):
+        tasks = [(stage, text) for text in (*settings, str(PUBLISHED[stage]))]
+        results = steps.measure(judge, tasks, 12, tmp_path / "steps.json", str)
+        return [steps.summary(list(rows.values())) for rows in results.values()]
+
+    return measure
+
+
+def as_good(found, published, noise):
+    """In what is shown to one clip of twelve, in flicker or noise to a tenth of 255, where it is known to 1 dB."""
+    return (
+        found["all"][0] >= published["all"][0] - 1 / 12
+        and found[noise][0] <= published[noise][0] + 0.1
+        and ("psnr" not in found or found["psnr"][0] >= published["psnr"][0] - 1)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, node, noise", [
+    ("first_frame", "FirstFrame", "noise"), ("keyframes", "Keyframes", "flicker"),
+])  # fmt: skip
+def test_the_tooltip_is_right_about_fewer_steps(claimed, measured, stage, node, noise):
+    count, sampler, spacing, published = claimed(node, CLAIM)
+    assert int(published) == PUBLISHED[stage].steps and int(count) < int(published) / 2
+    fewer, too_few, wanted = measured(stage, f"{sampler}/{spacing}/{count}", "dpmpp_2m/karras/5")
+    assert wanted["all"][0] >= 11 / 12
+    assert as_good(fewer, wanted, noise) and not as_good(too_few, wanted, noise)
+
+
+@pytest.mark.slow
+def test_the_tooltip_is_right_about_fewer_steps_between(claimed, measured):
+    count, sampler, published, loss = claimed("Interpolate", CLAIM_BETWEEN)
+    assert int(published) == PUBLISHED["interpolation"].steps and int(count) < int(published)
+    fewer, too_few, wanted = measured("interpolation", f"{sampler}/trailing/{count}", f"{sampler}/trailing/2")
+    assert wanted["psnr"][0] > wanted["psnr_faded"][0] + 3
+
+    def holds(found):
+        return found["error"][0] < wanted["error"][0] + 0.1 and found["psnr"][0] > wanted["psnr"][0] - int(loss)
+
+    assert holds(fewer) and not holds(too_few)
