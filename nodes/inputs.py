@@ -60,14 +60,14 @@ FEWER_STEPS_BETWEEN = (
 )
 
 
-def steps_input(default, fewer):
-    """fewer: what is known of fewer steps than the default."""
+def steps_input(default, fewer=""):
+    """fewer: what is known of fewer steps than the default with other samplers."""
     return io.Int.Input(
         "steps",
         default=default,
         min=1,
         max=1000,
-        tooltip=f"Denoising steps, 1 to 1000; {default} as published. Time grows in proportion. {fewer}",
+        tooltip=f"Denoising steps, 1 to 1000; {default} as published. Time grows in proportion. {fewer}".strip(),
     )
 
 

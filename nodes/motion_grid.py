@@ -8,7 +8,7 @@ from ..kv_core.diffusion import SeededNoise
 from . import sockets
 from .host import report, sampling
 from .host.counted import counted
-from .inputs import EXPERIMENTS
+from .inputs import EXPERIMENTS, steps_input
 from .keyframes import Keyframes
 from .lists import whole_numbers
 from .looking import pictures_input, pictures_of
@@ -45,7 +45,9 @@ class MotionGrid(io.ComfyNode):
                     tooltip="Noise put over the first frame, one row each, training steps from 0 to 999, with commas "
                     "between them.",
                 ),
-                *shared("text_guidance", "image_guidance", "steps", "seed", "negative"),
+                *shared("text_guidance", "image_guidance"),
+                steps_input(50),
+                *shared("seed", "negative"),
                 pictures_input(),
             ],
             outputs=[

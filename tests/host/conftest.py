@@ -1,5 +1,6 @@
 """Fixtures for tests that need ComfyUI: a real server with this pack, and the pack loaded in this process."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
