@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .norms import Activation, ConditionalGroupNorm, added, branch_parts, repeat_rows, sum_rows
+from .norms import Activation, ConditionalGroupNorm, added, repeat_rows, sum_rows
 from .operations import additive_mask
 
 
@@ -55,16 +55,21 @@ class Reading(NamedTuple):
 
     keys and values `[rows, m, c]` with an additive mask or None where all m tokens count. Attention to a single token
     is that token's value, whoever asks: then there are no keys, and values are the attention's output `[rows, c]`.
+    frames: how many of a branch's frames look at it, where others look at another; 0: all frames of its branches.
     """
 
     rows: int
     keys: torch.Tensor | None
     values: torch.Tensor
     mask: torch.Tensor | None
+    frames: int = 0
 
 
 class Text(NamedTuple):
-    """A text as one U-Net reads it: summary `[b, T]`, and of every block its Readings, in the order of their use."""
+    """A text as one U-Net reads it: summary `[b, T]`, and of every block its Readings, in the order of their use.
+
+    Where some branch has several texts over its frames, summary has a row for every frame, `[b t, T]`.
+    """
 
     summary: torch.Tensor
     readings: tuple[tuple[Reading, ...], ...]
@@ -72,8 +77,25 @@ class Text(NamedTuple):
     @classmethod
     def joined(cls, texts):
         """Texts of single branches as that of all; they may differ in length."""
-        return cls(torch.cat([text.summary for text in texts]),
+        rows = max(len(text.summary) for text in texts)
+        return cls(torch.cat([repeat_rows(text.summary, rows) for text in texts]),
                    tuple(tuple(chain(*block)) for block in zip(*(text.readings for text in texts))))  # fmt: skip
+
+    @classmethod
+    def over_frames(cls, texts, counts):
+        """Texts of single branches as that of one, whose first counts[0] frames look at the first, and so on."""
+        summary = torch.cat([repeat_rows(text.summary, count) for text, count in zip(texts, counts)])
+        blocks = zip(*(text.readings for text in texts))
+        return cls(summary, tuple(
+            tuple(reading._replace(frames=count) for (reading,), count in zip(block, counts)) for block in blocks
+        ))  # fmt: skip
+
+
+def reading_parts(tensor, readings):
+    """The rows of `tensor`, one a branch or one a frame, that belong to each of the readings."""
+    whole = sum(reading.rows for reading in readings if not reading.frames)
+    each = (len(tensor) - sum(reading.frames for reading in readings)) // max(whole, 1)
+    return tensor.split([reading.frames or reading.rows * each for reading in readings])
 
 
 def read_text(pooling, blocks, context, mask):
@@ -132,7 +154,7 @@ class SelfAttentionBlock(AttentionBlock):
 
 
 class CrossAttentionBlock(AttentionBlock):
-    """Attention to the text; all frames of a branch look at the same, as one long row of queries."""
+    """Attention to the text; all frames that look at the same are one long row of queries."""
 
     def read(self, context, mask, rows):
         """The Reading of a context `[rows, n, d]` with its additive mask, or None where all its tokens count."""
@@ -143,8 +165,9 @@ class CrossAttentionBlock(AttentionBlock):
 
     def forward(self, x, embedding, readings, options=None, attend=True):
         if attend:
-            branches = [reading.rows for reading in readings]
-            parts = zip(branch_parts(x, branches), branch_parts(embedding, branches), readings)
+            if any(reading.frames for reading in readings):
+                embedding = repeat_rows(embedding, x.shape[0])
+            parts = zip(reading_parts(x, readings), reading_parts(embedding, readings), readings)
             looked = [added(part, self._look_at(part, rows, reading, options)) for part, rows, reading in parts]
             x = torch.cat(looked) if torch.is_grad_enabled() else x  # of which the parts are views
         return self._feed_forward(x, embedding)

@@ -1,5 +1,7 @@
 """How frames become the U-Nets' conditions, and how what they predict becomes a clip. Latents are `[1, c, t, h, w]`."""
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 
@@ -15,10 +17,74 @@ def first_frame_condition(first_frame, frames, noise_augmentation, augmentation_
 
     The first frame `[1, 4, 1, h, w]`, noised to timestep `noise_augmentation`, and 1 in frame 0; zeros elsewhere.
     """
-    condition = torch.zeros(1, 5, frames, *first_frame.shape[-2:], dtype=first_frame.dtype, device=first_frame.device)
-    condition[:, :4, :1] = add_noise(first_frame, augmentation_noise.to(first_frame), noise_augmentation)
-    condition[:, 4, 0] = 1
+    return frames_condition({0: first_frame}, frames, [noise_augmentation] * frames, augmentation_noise)
+
+
+def frames_condition(given, frames, noise_augmentation, augmentation_noise):
+    """The same for several frames {index: `[1, 4, 1, h, w]`}, 0 among them; noise_augmentation: a list, by frame."""
+    first = given[0]
+    condition = torch.zeros(1, 5, frames, *first.shape[-2:], dtype=first.dtype, device=first.device)
+    for index, frame in given.items():
+        noised = add_noise(frame.to(first), augmentation_noise.to(first), noise_augmentation[index])
+        condition[:, :4, index : index + 1] = noised
+        condition[:, 4, index] = 1
     return condition
+
+
+@dataclass(frozen=True)
+class FrameCondition:
+    """Frames `[1, 4, n, h, w]` given for the places from `position` on; a negative one counts from the clip's end.
+
+    shown: as conditions of the U-Net, as it was trained with a first frame. held: put back at every step, so that they
+    come out as they went in.
+    """
+
+    samples: torch.Tensor
+    position: int
+    shown: bool
+    held: bool
+
+
+def placed(conditions, first_frame, frames):
+    """({index: frame shown}, {index: frame held}) of a clip of `frames`, each `[1, 4, 1, h, w]`.
+
+    A first frame is shown unless a condition takes its place; where two conditions do, the later one counts.
+    Raises ValueError with the number of the condition that does not fit.
+    """
+    shown, held = {0: first_frame}, {}
+    for number, condition in enumerate(conditions, 1):
+        count, size = condition.samples.shape[2], condition.samples.shape[-2:]
+        start = condition.position + (frames if condition.position < 0 else 0)
+        if not 0 <= start <= frames - count:
+            raise ValueError(
+                f"condition {number} puts {count} frame(s) at {condition.position}, but the clip has frames 0 to "
+                f"{frames - 1}: move it."
+            )
+        if size != first_frame.shape[-2:]:
+            raise ValueError(
+                f"condition {number} has frames of {_pixels(size)} pixels, but the first frame has "
+                f"{_pixels(first_frame.shape[-2:])}: encode them at its size."
+            )
+        for i, frame in enumerate(condition.samples.split(1, dim=2)):
+            for wanted, places in ((condition.shown, shown), (condition.held, held)):
+                if wanted:
+                    places[start + i] = frame
+    return shown, held
+
+
+def _pixels(size):
+    return f"{8 * size[1]}x{8 * size[0]}"
+
+
+def join(first, second, shared):
+    """Clips `[1, 4, t, h, w]` as one, in which the last `shared` frames of one and the first of the other are the same.
+
+    They go over from the one to the other evenly, where they differ.
+    """
+    share = torch.arange(1, shared + 1, device=first.device) / (shared + 1)
+    split = first.shape[2] - shared
+    over = torch.lerp(first[:, :, split:], second[:, :, :shared].to(first), share.to(first)[:, None, None])
+    return torch.cat([first[:, :, :split], over, second[:, :, shared:].to(first)], dim=2)
 
 
 def neighbours(samples):

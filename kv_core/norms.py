@@ -27,12 +27,6 @@ def branch_rows(tensor, chosen, branches):
     return tensor[chosen.start * each : chosen.stop * each]
 
 
-def branch_parts(tensor, branches):
-    """The rows that belong to each of several runs of branches, whose lengths are `branches`."""
-    each = len(tensor) // sum(branches)
-    return tensor.split([count * each for count in branches])
-
-
 def modulated_group_norm(x, groups, scale, shift, eps=1e-5):
     """group_norm(x) * scale + shift with scale and shift `[b, c]` for every map of x `[b, c, h, w]`.
 

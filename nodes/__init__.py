@@ -15,6 +15,7 @@ from .custom_sampling import (
     PublishedSchedule,
 )
 from .first_frame import FirstFrame
+from .frame_conditions import FrameCondition, JoinClips, PickFrames
 from .host import files
 from .interpolation import Interpolate
 from .keyframes import Keyframes
@@ -23,6 +24,7 @@ from .loaders import MoVQLoader, TemporalMoVQLoader, TextEncoderLoader, UNetLoad
 from .looking import ContactSheet, Difference, Report
 from .motion_grid import MotionGrid
 from .movq import DecodeImage, DecodeVideo, EncodeFrames, EncodeImage
+from .schedules import Schedule, TextOverTime
 from .text import TextEncode
 
 
@@ -61,4 +63,9 @@ class KandinskyVideoExtension(ComfyExtension):
             KeyframeGuider,
             InterpolationGuider,
             FillGaps,
+            Schedule,
+            TextOverTime,
+            FrameCondition,
+            PickFrames,
+            JoinClips,
         ]

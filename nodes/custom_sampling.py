@@ -4,20 +4,21 @@ from comfy_api.latest import io
 
 from ..kv_core.diffusion import SeededNoise
 from ..kv_core.frames import MOTION_SCORES, interleave
-from . import sockets
+from . import interpolation, keyframes, sockets
 from .host import ddpm, guiders
 from .inputs import (
     EXPERIMENTS,
     check_size,
+    frame_conditions_input,
     guidance_input,
     model_input,
     negative_input,
     positive_input,
+    schedule_input,
     seed_input,
     size_input,
+    start_input,
 )
-from .interpolation import gap_inputs, gaps_of
-from .keyframes import clip_inputs
 
 
 def guider_output():
@@ -147,14 +148,21 @@ class KeyframeGuider(io.ComfyNode):
                 "its output back with Latent to Kandinsky Video Latent, kind keyframes."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "three branches", "dual cfg"],
-            inputs=[*clip_inputs(), augmentation_seed_input(), negative_input()],
+            inputs=[
+                *keyframes.clip_inputs(),
+                augmentation_seed_input(),
+                negative_input(),
+                schedule_input(keyframes.SCHEDULED),
+                frame_conditions_input(),
+                start_input("the denoise of Published Schedule"),
+            ],
             outputs=[guider_output(), latent_output("[1, 4, frames, h, w]")],
         )
 
     @classmethod
     def execute(
         cls, model, positive, first_frame, frames, motion, motion_score, noise_augmentation,
-        text_guidance, image_guidance, seed, negative=None,
+        text_guidance, image_guidance, seed, negative=None, schedule=(), frame_conditions=(), start=None,
     ) -> io.NodeOutput:  # fmt: skip
         guided = guiders.keyframes(
             "Keyframe Guider",
@@ -168,6 +176,9 @@ class KeyframeGuider(io.ComfyNode):
             text_guidance,
             image_guidance,
             SeededNoise(seed).augmentation,
+            schedule,
+            frame_conditions,
+            keyframes.started(start),
         )
         return io.NodeOutput(*guided)
 
@@ -193,15 +204,15 @@ class InterpolationGuider(io.ComfyNode):
                 "what was sampled between the given frames."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "frame interpolation"],
-            inputs=[*gap_inputs(), negative_input()],
+            inputs=[*interpolation.gap_inputs(), negative_input(), schedule_input(interpolation.SCHEDULED)],
             outputs=[guider_output(), latent_output("empty [1, 12, gaps, h, w], three frames a gap")],
         )
 
     @classmethod
-    def execute(cls, model, positive, samples, skip_frames, guidance, negative=None) -> io.NodeOutput:
-        frames, skip = gaps_of(samples, skip_frames)
+    def execute(cls, model, positive, samples, skip_frames, guidance, negative=None, schedule=()) -> io.NodeOutput:
+        frames, skip = interpolation.gaps_of(samples, skip_frames)
         return io.NodeOutput(
-            *guiders.interpolation("Interpolation Guider", model, positive, negative, frames, skip, guidance)
+            *guiders.interpolation("Interpolation Guider", model, positive, negative, frames, skip, guidance, schedule)
         )
 
 

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from . import sockets
+
 EXPERIMENTS = "Kandinsky Video/experiments"
 
 
@@ -91,4 +93,45 @@ def sigmas_input(spacing):
         optional=True,
         tooltip="Another schedule than the published one, from Published Schedule or ComfyUI's schedulers; steps is "
         f"then ignored. Left open, {spacing} spacing over steps.",
+    )
+
+
+def schedule_input(what):
+    return sockets.Schedule.Input(
+        "schedule",
+        optional=True,
+        tooltip=f"Numbers that change along the clip, from Schedule: {what}. An experiment; left open, all stay as "
+        "they are set here.",
+    )
+
+
+def frame_conditions_input():
+    return sockets.FrameConditions.Input(
+        "frame_conditions",
+        optional=True,
+        tooltip="More frames that are given than the first, from Frame Condition. An experiment: the published "
+        "training knows only a first frame.",
+    )
+
+
+def start_input(strength):
+    return io.MultiType.Input(
+        "start",
+        [sockets.KeyframeLatent, sockets.VideoLatent],
+        optional=True,
+        tooltip=f"A clip to begin with in the place of noise, of as many frames: video to video, by {strength}. An "
+        "experiment.",
+    )
+
+
+def denoise_input():
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        tooltip="How far the clip may leave start, 0.01 to 1: 1 leaves next to nothing of it, 0.5 its motion and "
+        "places. Ignored without start, and where sigmas are connected. The number of steps stays.",
     )

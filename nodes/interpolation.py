@@ -13,6 +13,7 @@ from .inputs import (
     negative_input,
     positive_input,
     sampler_input,
+    schedule_input,
     seed_input,
     sigmas_input,
     steps_input,
@@ -21,6 +22,8 @@ from .lists import whole_numbers
 
 # As published: 3 between keyframes, 1 between frames that were interpolated already.
 AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
+
+SCHEDULED = "guidance, over the gaps"
 
 
 def gap_inputs():
@@ -87,6 +90,7 @@ class Interpolate(io.ComfyNode):
                     tooltip="For frames at uneven distances: how many frames each gap leaves out, 0 to 19, such as "
                     "3, 3, 7, 1, one number a gap. Empty: skip_frames counts for all.",
                 ),
+                schedule_input(SCHEDULED),
             ],
             outputs=[
                 sockets.VideoLatent.Output(
@@ -98,12 +102,12 @@ class Interpolate(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None, sampler=None, sigmas=None,
-        gaps="",
+        gaps="", schedule=(),
     ) -> io.NodeOutput:  # fmt: skip
         frames, skip = gaps_of(samples, skip_frames)
         skip = skip_of_gaps(gaps, frames.shape[2] - 1) or skip
         with report.measured("Interpolate Frames", samples) as history:
             video = sampling.sample_interpolation(
-                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed), sampler, sigmas
+                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed), sampler, sigmas, schedule
             )
         return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))

@@ -8,15 +8,21 @@ from . import sockets
 from .host import report, sampling
 from .inputs import (
     FEWER_STEPS,
+    denoise_input,
+    frame_conditions_input,
     guidance_input,
     model_input,
     negative_input,
     positive_input,
     sampler_input,
+    schedule_input,
     seed_input,
     sigmas_input,
+    start_input,
     steps_input,
 )
+
+SCHEDULED = "motion_score, noise_augmentation, text_guidance, image_guidance"
 
 
 def clip_inputs():
@@ -63,6 +69,11 @@ def clip_inputs():
     ]
 
 
+def started(start):
+    """The samples of a clip to begin with, None where there is none."""
+    return None if start is None else sockets.samples_of(start, "keyframes", "video", sampled=True)
+
+
 class Keyframes(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -82,6 +93,10 @@ class Keyframes(io.ComfyNode):
                 negative_input(),
                 sampler_input(),
                 sigmas_input("leading"),
+                schedule_input(SCHEDULED),
+                frame_conditions_input(),
+                start_input("denoise"),
+                denoise_input(),
             ],
             outputs=[
                 sockets.KeyframeLatent.Output(
@@ -95,9 +110,10 @@ class Keyframes(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, first_frame, frames, motion, motion_score, noise_augmentation,
-        text_guidance, image_guidance, steps, seed, negative=None, sampler=None, sigmas=None,
+        text_guidance, image_guidance, steps, seed, negative=None, sampler=None, sigmas=None, schedule=(),
+        frame_conditions=(), start=None, denoise=1.0,
     ) -> io.NodeOutput:  # fmt: skip
-        frame = sockets.samples_of(first_frame, "frame", sampled=True)
+        frame, begun = sockets.samples_of(first_frame, "frame", sampled=True), started(start)
         with report.measured("Sample Keyframes", first_frame) as history:
             samples = sampling.sample_keyframes(
                 model,
@@ -113,5 +129,9 @@ class Keyframes(io.ComfyNode):
                 SeededNoise(seed),
                 sampler,
                 sigmas,
+                schedule,
+                frame_conditions,
+                begun,
+                denoise,
             )
         return io.NodeOutput(sockets.latent("keyframes", samples, history=history))

@@ -9,6 +9,23 @@ from .host import report
 PROJECTIONS = {"base": BASE, "interpolation": INTERPOLATION}
 
 
+def projection_input():
+    return io.Combo.Input(
+        "projection",
+        options=list(PROJECTIONS),
+        default="base",
+        tooltip="Which projection to the U-Nets follows the encoder. base: the published choice for every "
+        "stage; interpolation: the one trained for Interpolate Frames.",
+    )
+
+
+def encoded(text_encoder, text, projection):
+    """Context `[1, n, d]` and mask `[1, n]` of a prompt, by one of PROJECTIONS."""
+    with report.measured("Encode Text"):
+        context, mask = text_encoder.encode(text, PROJECTIONS[projection])
+    return sockets.finite(context, "The text encoder"), mask
+
+
 class TextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -27,13 +44,7 @@ class TextEncode(io.ComfyNode):
                     tooltip="The prompt, best in English; at most 128 tokens (about 90 words) are read, the rest is "
                     "cut with a warning in the log. May be empty.",
                 ),
-                io.Combo.Input(
-                    "projection",
-                    options=list(PROJECTIONS),
-                    default="base",
-                    tooltip="Which projection to the U-Nets follows the encoder. base: the published choice for every "
-                    "stage; interpolation: the one trained for Interpolate Frames.",
-                ),
+                projection_input(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -44,8 +55,6 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder, text, projection) -> io.NodeOutput:
-        with report.measured("Encode Text"):
-            context, mask = text_encoder.encode(text, PROJECTIONS[projection])
+        context, mask = encoded(text_encoder, text, projection)
         words = text_encoder.tokenizer.words(text)
-        context = sockets.finite(context, "The text encoder")
         return io.NodeOutput([[context, {"attention_mask": mask, "projection": projection, "words": words}]])

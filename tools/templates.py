@@ -41,6 +41,7 @@ EXTRA_HEIGHT = {
 COLOURS = {
     "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
     "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c", "Sampler and schedules": "#a08060",
+    "Schedule": "#a08060", "Extension": "#8496d0", "Loop": "#8496d0",
 }  # fmt: skip
 
 # Keys of the notes, beside those of the graph

@@ -78,9 +78,14 @@ def attention_maps(model, positive, samples, timestep, noise):
 
 
 def _with_first_frame(positive, samples, noise):
-    first = samples[:, :, :1]
-    if samples.shape[2] == 1:
-        return [[context, {**values, "kv_mode": "image"}] for context, values in positive]
-    level = host_model.DEFAULT_NOISE_AUGMENTATION
-    condition = first_frame_condition(first, samples.shape[2], level, noise.augmentation(first.shape))
-    return [[context, {**values, "kv_mode": "video", "kv_condition": condition}] for context, values in positive]
+    first, frames = samples[:, :, :1], samples.shape[2]
+    values = {"kv_mode": "image"}
+    if frames > 1:
+        level = host_model.DEFAULT_NOISE_AUGMENTATION
+        condition = first_frame_condition(first, frames, level, noise.augmentation(first.shape))
+        values = {"kv_mode": "video", "kv_condition": condition}
+    # Of prompts over time the first one is watched.
+    return [
+        [context, {key: value for key, value in given.items() if key != "kv_texts"} | values]
+        for context, given in positive
+    ]

@@ -68,11 +68,11 @@ def _steps(sampling, sigmas):
 
 
 def schedule(model, spacing, steps, denoise=1.0):
-    """SIGMAS `[steps + 1]`: the last `steps` of steps / denoise in one of SPACINGS, and 0.
+    """SIGMAS `[steps + 1]`: the last `steps` of steps / denoise in one of SPACINGS, and 0; less where there are less.
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5, between the
     noise that the leading schedule of 50 steps begins with and the least there is.
-    Raises ValueError for a MODEL of another kind, and for more than 1000 steps in all.
+    Raises ValueError for a MODEL of another kind.
     """
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, ModelSampling):
@@ -80,12 +80,8 @@ def schedule(model, spacing, steps, denoise=1.0):
             f"Published Schedule needs a U-Net of Kandinsky Video, but got {type(model.model).__name__}: connect Load "
             "U-Net."
         )
-    total = int(steps / denoise)
-    if total > diffusion.TRAINING_STEPS:
-        raise ValueError(
-            f"Published Schedule has {diffusion.TRAINING_STEPS} steps at most, but {steps} at a denoise of {denoise:g} "
-            f"are the last of {total}: take fewer steps or raise denoise."
-        )
+    total = min(int(steps / denoise), diffusion.TRAINING_STEPS)
+    steps = min(steps, max(1, round(total * denoise)))
     if spacing == KARRAS:
         least, most = (float(sampling.sigmas[timestep]) for timestep in (0, diffusion.leading(50)[0]))
         return get_sigmas_karras(total, least, most)[-steps - 1 :]

@@ -7,18 +7,29 @@ import comfy.utils
 import node_helpers
 import torch
 
-from ...kv_core import diffusion
-from ...kv_core.frames import first_frame_condition, neighbours
+from ...kv_core import curves, diffusion
+from ...kv_core.frames import frames_condition, neighbours, placed
 from ...kv_core.text_encoder import null_context
 from .model import InterpolationModel, KeyframeModel
+
+KEYFRAME_PARAMETERS = ("motion_score", "noise_augmentation", "text_guidance", "image_guidance")
 
 
 class Guider(comfy.samplers.CFGGuider):
     """What every stage's guidance has in common.
 
     Predictions are clamped to [-1, 1] whatever the sampler, which is what the published dynamic thresholding comes to.
-    What a mask holds comes out as it went in.
+    What a mask holds comes out as it went in. `schedule` lets weights change over the frames and in the run.
     """
+
+    schedule = ()
+
+    def weight(self, parameter, default, x, sigma):
+        """A guidance weight at this point of the run: a float, or `[1, 1, F, 1, 1]` where frames differ."""
+        timestep = float(self.inner_model.model_sampling.timestep(sigma[:1]))
+        percent = 100 * (1 - timestep / (diffusion.TRAINING_STEPS - 1))
+        found = curves.at(self.schedule, parameter, default, x.shape[2], percent)
+        return x.new_tensor(found)[:, None, None] if isinstance(found, list) else found
 
     def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         return super().outer_predict_noise(x, timestep, model_options, seed).clamp(-1, 1)
@@ -36,6 +47,24 @@ class TwoBranchGuider(Guider):
 
     def set_cfg(self, guidance):
         super().set_cfg(guidance + 1)
+        self.guidance = guidance
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        scale = self.weight("guidance", self.guidance, x, timestep) + 1
+        conds = [self.conds["positive"], self.conds["negative"]]
+        if not torch.is_tensor(scale):
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, conds[1], conds[0], scale, model_options=model_options, seed=seed
+            )
+        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        for function in model_options.get("sampler_pre_cfg_function", []):
+            out = function({
+                "conds": conds, "conds_out": out, "cond_scale": scale, "timestep": timestep, "input": x,
+                "sigma": timestep, "model": self.inner_model, "model_options": model_options,
+            })  # fmt: skip
+        return comfy.samplers.cfg_function(
+            self.inner_model, *out, scale, x, timestep, model_options=model_options, cond=conds[0], uncond=conds[1]
+        )
 
 
 class ThreeBranchGuider(Guider):
@@ -45,26 +74,32 @@ class ThreeBranchGuider(Guider):
         self.inner_set_conds({"positive": full, "image": image, "negative": none})
 
     def set_cfg(self, text, image):
-        self.cfg = text  # the host's callbacks and patches read it
+        self.cfg = self.text = text  # cfg is what the host's callbacks and patches read
         self.image = image
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         keep = model_options.get("disable_cfg1_optimization", False)
-        weights = {"positive": self.cfg, "image": self.image - self.cfg, "negative": 1 - self.image}
-        conds = [self.conds[name] if weight or keep else None for name, weight in weights.items()]
+        text = self.weight("text_guidance", self.text, x, timestep)
+        image = self.weight("image_guidance", self.image, x, timestep)
+        weights = {"positive": text, "image": image - text, "negative": 1 - image}
+        conds = [self.conds[name] if keep or _any(weight) else None for name, weight in weights.items()]
         out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-        shared = {"cond_scale": self.cfg, "sigma": timestep, "input": x, "model": self.inner_model,
+        shared = {"cond_scale": text, "sigma": timestep, "input": x, "model": self.inner_model,
                   "model_options": model_options}  # fmt: skip
         for function in model_options.get("sampler_pre_cfg_function", []):
             out = function({"conds": conds, "conds_out": out, "timestep": timestep, **shared})
-        full, image, none = out
-        denoised = diffusion.guide_three(full, image, none, self.cfg, self.image)
+        full, alone, none = out
+        denoised = diffusion.guide_three(full, alone, none, text, image)
         for function in model_options.get("sampler_post_cfg_function", []):
             denoised = function({
                 "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": full,
                 "uncond_denoised": none, **shared,
             })  # fmt: skip
         return denoised
+
+
+def _any(weight):
+    return bool(weight.any()) if torch.is_tensor(weight) else weight != 0
 
 
 def first_frame(stage, model, positive, negative, width, height, guidance):
@@ -79,29 +114,39 @@ def first_frame(stage, model, positive, negative, width, height, guidance):
 
 def keyframes(
     stage, model, positive, negative, first_frame, frames, motion_score, noise_augmentation,
-    text_guidance, image_guidance, augmentation_noise,
+    text_guidance, image_guidance, augmentation_noise, schedule=(), conditions=(), start=None,
 ):  # fmt: skip
     """The guider of `frames` keyframes that go on from first_frame `[1, 4, 1, h, w]`, and the LATENT to sample.
 
-    augmentation_noise(shape) gives what is put over the first frame.
+    augmentation_noise(shape) gives what is put over the first frame. A schedule's values stand in for these numbers.
+    conditions: kv_core.frames.FrameCondition. start `[1, 4, frames, h, w]`: what the clip is sampled from.
     """
+    schedule = _checked(stage, schedule, *KEYFRAME_PARAMETERS)
+    motion_score = curves.at(schedule, "motion_score", motion_score, frames)
+    noise_augmentation = curves.at(schedule, "noise_augmentation", noise_augmentation, frames)
     positive, unconditional = prepare(stage, model, KeyframeModel, positive, negative, text_guidance, image_guidance)
+    _check_frames(stage, "keyframes", frames, positive, unconditional)
     values = {"kv_mode": "video", "kv_motion_score": motion_score, "kv_noise_augmentation": noise_augmentation}
-    condition = first_frame_condition(first_frame, frames, noise_augmentation, augmentation_noise(first_frame.shape))
+    shown, held = _placed(stage, conditions, first_frame, frames)
+    by_frame = noise_augmentation if isinstance(noise_augmentation, list) else [noise_augmentation] * frames
+    condition = frames_condition(shown, frames, by_frame, augmentation_noise(first_frame.shape))
     with_frame = {**values, "kv_condition": condition}
     guider = ThreeBranchGuider(model)
     guider.set_conds(_set(positive, with_frame), _set(unconditional, with_frame), _set(unconditional, values))
     guider.set_cfg(text_guidance, image_guidance)
-    return guider, {"samples": torch.zeros(1, 4, frames, *first_frame.shape[-2:])}
+    guider.schedule = schedule
+    return guider, _latent(stage, held, start, (1, 4, frames, *first_frame.shape[-2:]))
 
 
-def interpolation(stage, model, positive, negative, samples, skip_frames, guidance):
+def interpolation(stage, model, positive, negative, samples, skip_frames, guidance, schedule=()):
     """The guider of the gaps in `[1, 4, F, h, w]`, and the LATENT `[1, 12, F - 1, h, w]`: three frames in every gap."""
     positive, unconditional = prepare(stage, model, InterpolationModel, positive, negative, guidance)
+    _check_frames(stage, "gaps", samples.shape[2] - 1, positive, unconditional)
     values = {"kv_skip_frames": skip_frames}
     guider = TwoBranchGuider(model)
     guider.set_conds(_set(positive, {**values, "kv_neighbours": neighbours(samples)}), _set(unconditional, values))
     guider.set_cfg(guidance)
+    guider.schedule = _checked(stage, schedule, "guidance")
     return guider, {"samples": torch.zeros(1, 12, samples.shape[2] - 1, *samples.shape[-2:])}
 
 
@@ -133,7 +178,12 @@ def null_conditioning(model, positive):
     conditioning = []
     for context, values in positive:
         null, mask = null_context(model.null_embedding, context)
-        conditioning.append([null, {**values, "attention_mask": mask}])
+        values = {**values, "attention_mask": mask}
+        if "kv_texts" in values:
+            values["kv_texts"] = [
+                (start, *null_context(model.null_embedding, text)) for start, text, _ in values["kv_texts"]
+            ]
+        conditioning.append([null, values])
     return conditioning
 
 
@@ -144,6 +194,49 @@ def _check_text(stage, name, conditioning, width):
                 f"{stage} needs {name} of width {width}, but got {context.shape[-1]}: load the text encoder and "
                 "projections that belong to this U-Net."
             )
+
+
+def _check_frames(stage, kind, count, *conditionings):
+    for _, values in (entry for conditioning in conditionings for entry in conditioning):
+        last = max((start for start, _, _ in values.get("kv_texts", ())), default=0)
+        if last >= count:
+            raise ValueError(
+                f"{stage} samples {kind} 0 to {count - 1}, but a prompt of Encode Text over Time begins at {last}: "
+                "let it begin earlier."
+            )
+
+
+def _checked(stage, schedule, *parameters):
+    for entry in schedule or ():
+        if entry.parameter not in parameters:
+            raise ValueError(
+                f"{stage} has no {entry.parameter} to schedule: choose {' or '.join(parameters)} in Schedule."
+            )
+    return schedule or ()
+
+
+def _placed(stage, conditions, first_frame, frames):
+    try:
+        return placed(conditions or (), first_frame, frames)
+    except ValueError as mistake:
+        raise ValueError(f"{stage}, {mistake}") from None
+
+
+def _latent(stage, held, start, shape):
+    """The LATENT to sample: `start` or nothing, with the held frames in it and a mask that keeps them."""
+    if start is not None and start.shape != shape:
+        raise ValueError(
+            f"{stage} needs a start of {shape[2]} frames and {8 * shape[4]}x{8 * shape[3]} pixels, but got "
+            f"{start.shape[2]} frames and {8 * start.shape[4]}x{8 * start.shape[3]}: set frames, or encode it anew."
+        )
+    samples = torch.zeros(shape) if start is None else start.clone()
+    if not held:
+        return {"samples": samples}
+    mask = torch.ones(1, 1, *shape[2:])
+    for index, frame in held.items():
+        samples[:, :, index : index + 1] = frame.to(samples)
+        mask[:, :, index] = 0
+    return {"samples": samples, "noise_mask": mask}
 
 
 def _describe(model):

@@ -1,6 +1,7 @@
 """The two U-Nets as native MODELs of the host, so that its LoRA, caching, previews and offload work on them.
 
 Beside text and mask, a branch of the guidance carries these keys in its conditioning:
+both: `kv_texts`, where the text changes over the frames or gaps: a list of (first frame, context, mask);
 keyframe U-Net: `kv_mode` ("image" or "video"), `kv_condition` `[1, 5, F, h, w]` (condition latent and mask; none:
 zeros), `kv_motion_score` and `kv_noise_augmentation` (int or `[1, F]`);
 interpolation U-Net: `kv_neighbours` `[1, 8, G, h, w]` (left and right frame of every gap; none: zeros, and no
@@ -186,6 +187,33 @@ def _one_by_one(value, count):
     return [value] * count
 
 
+class BranchPrompts:
+    """The texts of one branch: `frames` names one of `prompts` for each frame; left out, there is one for all."""
+
+    def __init__(self, prompts, frames=None):
+        self.prompts, self.frames = prompts, frames
+
+    @property
+    def alone(self):
+        """Whether this branch and others at once are too much for the memory."""
+        return self.prompts[0].alone
+
+    @alone.setter
+    def alone(self, alone):
+        self.prompts[0].alone = alone
+
+    def at(self, indices):
+        """The same for some of the frames only."""
+        return self if self.frames is None else BranchPrompts(self.prompts, [self.frames[i] for i in indices])
+
+    def read(self, unet, device, dtype):
+        if self.frames is None:
+            return self.prompts[0].read(unet, device, dtype)
+        runs = [(index, len(list(run))) for index, run in itertools.groupby(self.frames)]
+        texts = [self.prompts[index].read(unet, device, dtype) for index, _ in runs]
+        return Text.over_frames(texts, [count for _, count in runs])
+
+
 class VideoModel(comfy.model_base.BaseModel):
     """What both models share: text that is never padded by repetition, the null embedding, the memory estimate."""
 
@@ -202,7 +230,11 @@ class VideoModel(comfy.model_base.BaseModel):
         mask = kwargs.get("attention_mask")
         if mask is None:
             raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
-        return {"prompts": CONDTuple((Prompt(kwargs["cross_attn"], mask, kept=not kwargs.get("hooks")),))}
+        kept, count = not kwargs.get("hooks"), kwargs["noise"].shape[2]
+        texts = kwargs.get("kv_texts", [(0, kwargs["cross_attn"], mask)])
+        prompts = [Prompt(context, mask, kept) for _, context, mask in texts]
+        frames = [sum(start <= frame for start, _, _ in texts) - 1 for frame in range(count)] if texts[1:] else None
+        return {"prompts": CONDTuple((BranchPrompts(prompts, frames),))}
 
     def _apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, *, prompts, **conditions,  # noqa: B006
@@ -246,6 +278,13 @@ class VideoModel(comfy.model_base.BaseModel):
             unet_state_dict["null_embedding"] = self.null_embedding
         return super().state_dict_for_saving(unet_state_dict, *others, **more)
 
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):  # noqa: B006
+        if cond_key == "prompts" and window.dim == 2:
+            frames = torch.arange(x_in.shape[2])
+            shown = window.get_tensor(frames, dim=0, retain_index_list=retain_index_list).tolist()
+            return cond_value._copy_with(tuple(prompts.at(shown) for prompts in cond_value.cond))
+        return None
+
     def extra_conds_shapes(self, **kwargs):
         # When it loads a model the host counts on two branches; so that three are counted, each one shows up here.
         return {"branch": [1]}
@@ -282,7 +321,9 @@ class KeyframeModel(VideoModel):
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
             )
-        return None
+        return super().resize_cond_for_context_window(
+            cond_key, cond_value, window, x_in, device, retain_index_list=retain_index_list
+        )
 
 
 class InterpolationModel(VideoModel):

@@ -1,7 +1,8 @@
 """The three sampling stages through the host's machinery: its guiders, sigmas, callbacks, memory and model patches.
 
 `noise` has seed, initial(shape), step(index, sample) and augmentation(shape), as kv_core.diffusion.SeededNoise. Without
-`sampler` and `sigmas` a stage runs the published sampler over the published schedule of `steps`.
+`sampler` and `sigmas` a stage runs the published sampler over the published timesteps. `schedule` holds
+kv_core.curves.Scheduled, `conditions` kv_core.frames.FrameCondition.
 """
 
 import comfy.model_management
@@ -23,23 +24,26 @@ def sample_first_frame(model, positive, negative, width, height, guidance, steps
 
 def sample_keyframes(
     model, positive, negative, first_frame, frames, motion_score, noise_augmentation,
-    text_guidance, image_guidance, steps, noise, sampler=None, sigmas=None,
+    text_guidance, image_guidance, steps, noise, sampler=None, sigmas=None, schedule=(),
+    conditions=(), start=None, denoise=1.0,
 ):  # fmt: skip
     """Samples `frames` keyframes that go on from first_frame `[1, 4, 1, h, w]`; returns `[1, 4, frames, h, w]`."""
     stage = "Sample Keyframes"
     guided = guiders.keyframes(
         stage, model, positive, negative, first_frame, frames, motion_score, noise_augmentation,
-        text_guidance, image_guidance, noise.augmentation,
+        text_guidance, image_guidance, noise.augmentation, schedule, conditions, start,
     )  # fmt: skip
+    if start is not None and sigmas is None:
+        sigmas = ddpm.schedule(model, "leading", steps, denoise)
     return run(stage, *guided, diffusion.leading(steps), noise, sampler, sigmas)
 
 
 def sample_interpolation(
-    model, positive, negative, samples, skip_frames, guidance, steps, noise, sampler=None, sigmas=None
+    model, positive, negative, samples, skip_frames, guidance, steps, noise, sampler=None, sigmas=None, schedule=()
 ):
     """Predicts three frames in every gap of `[1, 4, F, h, w]`; returns `[1, 4, 4F - 3, h, w]`, the given ones kept."""
     stage = "Interpolate Frames"
-    guided = guiders.interpolation(stage, model, positive, negative, samples, skip_frames, guidance)
+    guided = guiders.interpolation(stage, model, positive, negative, samples, skip_frames, guidance, schedule)
     predicted = run(
         stage, *guided, diffusion.trailing(steps), noise, sampler, sigmas,
         clip=lambda x0: interleave(samples.to(x0), x0),

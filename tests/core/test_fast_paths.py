@@ -86,6 +86,36 @@ def test_the_same_numbers(monkeypatch, name):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
+def read_over_frames(unet):
+    """Of four frames the first branch reads one text in three and another in the last; the second reads one."""
+    first, null, other = (unet.read_text(*row) for row in zip(*(part.split(1) for part in prompts(unet))))
+    return Text.joined([Text.over_frames([first, other], [3, 1]), null])
+
+
+def read_frame_by_frame(unet):
+    """The same straight down: a row of text for every frame."""
+    context, mask = prompts(unet)
+    rows = [0, 0, 0, 2, 1, 1, 1, 1]
+    return unet.read_text(context[rows], mask[rows])
+
+
+@pytest.mark.parametrize("part", ["keyframe_unet", "interpolation_unet_default"])
+def test_texts_that_change_over_the_frames(monkeypatch, part):
+    two = torch.tensor([3, 7])
+    if part == "keyframe_unet":
+        unet, channels = KeyframeUNet(**golden(part)[1]["config"], **FACTORY), 9
+        more = {"motion_score": two[:, None], "noise_augmentation": two[:, None]}
+    else:
+        unet, channels = InterpolationUNet(**golden(part)[1]["config"], **FACTORY), 20
+        more = {"temporal_mask": (True, False), "skip_frames": two, "perturbation_time": two}
+    unet, x, time = fill(unet, part), noise(2, channels, 4, 8, 8), torch.tensor([980, 20])
+    with torch.no_grad():
+        fast = unet(x, time, read_over_frames(unet), **more)
+        plain.use(monkeypatch)
+        expected = unet(x, time, read_frame_by_frame(unet), **more)
+    torch.testing.assert_close(fast, expected, atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["keyframes", "gaps that act and one that does not", "video MoVQ"])
 def test_torch_compile_breaks_no_graph(monkeypatch, name):
     def compiled(network, part):

@@ -21,6 +21,7 @@ NODE_IDS = {
         "EncodeFrames", "CrossFade", "SwitchBlocks", "ContactSheet", "Difference", "MotionGrid", "AttentionMaps",
         "Report",
         "DDPM", "Sigmas", "FirstFrameGuider", "KeyframeGuider", "InterpolationGuider", "FillGaps",
+        "Schedule", "TextOverTime", "FrameCondition", "PickFrames", "JoinClips",
     )
 }  # fmt: skip
 

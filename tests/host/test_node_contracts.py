@@ -40,6 +40,11 @@ DISPLAY_NAMES = {
     "KandinskyVideoKeyframeGuider": "Keyframe Guider",
     "KandinskyVideoInterpolationGuider": "Interpolation Guider",
     "KandinskyVideoFillGaps": "Fill Gaps",
+    "KandinskyVideoSchedule": "Schedule",
+    "KandinskyVideoTextOverTime": "Encode Text over Time",
+    "KandinskyVideoFrameCondition": "Frame Condition",
+    "KandinskyVideoPickFrames": "Pick Frames",
+    "KandinskyVideoJoinClips": "Join Clips",
 }
 
 

@@ -26,6 +26,13 @@ VIDEOS = {
     "all-in-one": (45, 64, 64),
     "compare-decoders": (45, 128, 64),
     "custom-sampling": (45, 64, 64),
+    "prompt-switch": (45, 64, 64),
+    "motion-curve": (45, 64, 64),
+    "guidance-window": (12, 128, 64),
+    "first-and-last-frame": (45, 64, 64),
+    "video-to-video": (12, 128, 64),
+    "extend-clip": (77, 64, 64),
+    "loop": (88, 64, 64),
 }
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
 # Run by test_looking_templates.py.

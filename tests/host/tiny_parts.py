@@ -69,6 +69,11 @@ class Tiny:
     def read(self, latent):
         return world.read(self.pixels(latent))
 
+    def read_single(self, latent):
+        """The same of every frame decoded by itself: the temporal decoder draws neighbours together."""
+        images = self.node("DecodeImage", movq=self.movq, samples=latent)
+        return world.read(2 * images.movedim(-1, 1) - 1)
+
 
 def colours(seen):
     return [COLOURS[index] for index in seen.colour.tolist()]

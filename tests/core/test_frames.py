@@ -1,0 +1,60 @@
+"""Frames as conditions and clips joined."""
+
+import pytest
+import torch
+
+from kv_core.diffusion import add_noise
+from kv_core.frames import FrameCondition, first_frame_condition, frames_condition, join, placed
+
+
+def frames(count, value, size=8):
+    return torch.full((1, 4, count, size, size), float(value)) + torch.arange(count)[:, None, None] / 10
+
+
+FIRST = frames(1, 0)
+
+
+def test_the_first_frame_alone_is_the_published_condition():
+    noise = torch.rand(1, 4, 1, 8, 8)
+    expected = torch.zeros(1, 5, 3, 8, 8)
+    expected[:, :4, :1], expected[:, 4, 0] = add_noise(FIRST, noise, 20), 1
+    assert torch.equal(first_frame_condition(FIRST, 3, 20, noise), expected)
+
+
+def test_each_frame_is_noised_as_much_as_its_place_says():
+    noise, last = torch.rand(1, 4, 1, 8, 8), frames(1, 5)
+    condition = frames_condition({0: FIRST, 2: last}, 3, [20, 0, 500], noise)
+    assert torch.equal(condition[:, :4, :1], add_noise(FIRST, noise, 20))
+    assert torch.equal(condition[:, :4, 2:], add_noise(last, noise, 500))
+    assert condition[0, 4, :, 0, 0].tolist() == [1, 0, 1] and not condition[:, :4, 1].any()
+
+
+def test_places():
+    three, one = frames(3, 1), frames(1, 7)
+    conditions = [FrameCondition(three, -3, shown=True, held=True), FrameCondition(one, 0, shown=False, held=True),
+                  FrameCondition(one, 5, shown=True, held=False)]  # fmt: skip
+    shown, held = placed(conditions, FIRST, 6)
+    assert sorted(shown) == [0, 3, 4, 5] and sorted(held) == [0, 3, 4, 5]
+    assert shown[0] is FIRST and torch.equal(held[0], one), "what is only held is not shown"
+    assert torch.equal(shown[5], one) and torch.equal(held[5], three[:, :, 2:]), "the later one takes a place over"
+    assert placed((), FIRST, 6) == ({0: FIRST}, {})
+
+
+@pytest.mark.parametrize("position, count, size, sentence", [
+    (12, 1, 8, r"condition 2 puts 1 frame\(s\) at 12, but the clip has frames 0 to 11: move it"),
+    (-13, 1, 8, "condition 2 puts 1 .* at -13"),
+    (-1, 2, 8, "condition 2 puts 2 .* at -1"),
+    (-1, 1, 16, "condition 2 has frames of 128x128 pixels, but the first frame has 64x64: encode them at its size"),
+])  # fmt: skip
+def test_conditions_that_do_not_fit(position, count, size, sentence):
+    fits = FrameCondition(FIRST, 3, True, True)
+    with pytest.raises(ValueError, match=sentence):
+        placed([fits, FrameCondition(frames(count, 0, size), position, True, True)], FIRST, 12)
+
+
+def test_join():
+    one, other = torch.zeros(1, 4, 5, 2, 2), torch.ones(1, 4, 4, 2, 2)
+    assert join(one, other, 0)[0, 0, :, 0, 0].tolist() == [0] * 5 + [1] * 4
+    assert join(one, other, 3)[0, 0, :, 0, 0].tolist() == [0, 0, 0.25, 0.5, 0.75, 1]
+    same = torch.rand(1, 4, 5, 2, 2)
+    torch.testing.assert_close(join(same, same[:, :, 2:], 3), same)

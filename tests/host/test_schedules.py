@@ -1,0 +1,172 @@
+"""Numbers and prompts that change along the clip: what reaches the U-Nets, and what the tiny model makes of them."""
+
+import pytest
+import torch
+
+from tests.host.tiny_parts import colours, scene
+
+CIRCLE = scene("red", "circle", "right", (16, 30))
+PROMPT = "a red circle moving right on a black background"
+SWITCH = f"0: {PROMPT}; 6: {PROMPT.replace('red', 'blue')}"
+
+
+def schedule(tiny, parameter, curve, interpolation="step", start=0.0, end=100.0, previous=()):
+    return tiny.node(
+        "Schedule", parameter=parameter, curve=curve, interpolation=interpolation, start=start, end=end,
+        previous=previous,
+    )  # fmt: skip
+
+
+def over_time(tiny, text):
+    return tiny.node("TextOverTime", text_encoder=tiny.encoder, text=text, projection="base")
+
+
+@pytest.fixture
+def given(adapters, monkeypatch):
+    """The conditions of every call of the keyframe U-Net."""
+    seen = []
+    forward = adapters.model.HostKeyframeUNet._forward
+
+    def watched(self, x, timesteps, context, control, options, **conditions):
+        seen.append({"x": x, "timesteps": timesteps, **conditions})
+        return forward(self, x, timesteps, context, control, options, **conditions)
+
+    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", watched)
+    return seen
+
+
+def test_scores_reach_the_unet_frame_by_frame(tiny, given):
+    both = schedule(tiny, "motion_score", "0: 1; 11: 100", "linear")
+    both = schedule(tiny, "noise_augmentation", "0: 20; 6: 200", previous=both)
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=both)
+    assert given[0]["motion_score"].tolist() == [[1, 10, 19, 28, 37, 46, 55, 64, 73, 82, 91, 100]] * 3
+    assert given[0]["noise_augmentation"].tolist() == [[20] * 6 + [200] * 6] * 3
+
+
+def test_a_schedule_of_what_is_set_anyway_changes_nothing(tiny):
+    same = ()
+    for parameter, value in {
+        "motion_score": 10, "noise_augmentation": 20, "text_guidance": 5, "image_guidance": 3
+    }.items():  # fmt: skip
+        same = schedule(tiny, parameter, f"0: {value}; 4: {value}", previous=same)
+    plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
+    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=same)["samples"], plain)
+    one = tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}"), steps=4)["samples"]
+    assert torch.equal(one, plain)
+    twice = tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 5: {PROMPT}"), steps=4)["samples"]
+    torch.testing.assert_close(twice, plain, atol=1e-4, rtol=0)
+
+
+def test_guidance_by_frame_is_that_of_each_frame(tiny):
+    """After one step a frame depends on its own weights alone."""
+    low, high = (tiny.keyframes(CIRCLE, PROMPT, steps=1, text_guidance=w)["samples"] for w in (1.0, 8.0))
+    found = tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "text_guidance", "0: 1; 4: 8"))["samples"]
+    assert not torch.allclose(low, high, atol=0.01)
+    torch.testing.assert_close(found[:, :, :4], low[:, :, :4], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, :, 4:], high[:, :, 4:], atol=1e-5, rtol=0)
+
+
+def test_guidance_by_gap_is_that_of_each_gap(tiny):
+    frames = tiny.latent("keyframes", tiny.encode(CIRCLE, [0.0, 2.0, 4.0, 6.0]))
+
+    def gaps(guidance, schedule=()):
+        return tiny.node(
+            "Interpolate", model=tiny.interpolation_unet, positive=tiny.text(PROMPT), samples=frames,
+            skip_frames="auto", guidance=guidance, steps=1, seed=7, schedule=schedule,
+        )["samples"]  # fmt: skip
+
+    low, high = gaps(0.0), gaps(4.0)
+    found = gaps(0.5, schedule(tiny, "guidance", "0: 0; 2: 4"))
+    assert not torch.allclose(low, high, atol=0.01)
+    torch.testing.assert_close(found[:, :, :9], low[:, :, :9], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, :, 9:], high[:, :, 9:], atol=1e-5, rtol=0)
+    assert torch.equal(gaps(0.0, schedule(tiny, "guidance", "0: 4")), high)
+
+
+def test_a_window_counts_only_in_its_steps(tiny, given):
+    """Without text guidance the branch with text is left out: so is it outside the window."""
+    window = schedule(tiny, "text_guidance", "0: 5", start=20.0, end=60.0)
+    tiny.keyframes(CIRCLE, PROMPT, steps=10, text_guidance=0.0, schedule=window)
+    branches = {int(call["timesteps"][0]): len(call["x"]) for call in given}
+    assert branches == {900: 2, 800: 2, 700: 3, 600: 3, 500: 3, 400: 3, 300: 2, 200: 2, 100: 2, 0: 2}
+
+
+def test_each_of_several_texts_is_read_once_a_run(tiny):
+    read = []
+    key = tiny.unet.model.diffusion_model.feature_pooling.attention.to_key
+    handle = key.register_forward_hook(lambda *_: read.append(1))
+    try:
+        tiny.keyframes(CIRCLE, over_time(tiny, SWITCH), steps=3)
+    finally:
+        handle.remove()
+    assert len(read) == 6, "two texts in three branches, not once a step"
+
+
+def test_context_windows_take_their_own_frames_texts(tiny, adapters, monkeypatch):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    runs = []
+    over_frames = adapters.model.Text.over_frames
+
+    def watched(texts, counts):
+        runs.append(tuple(counts))
+        return over_frames(texts, counts)
+
+    monkeypatch.setattr(adapters.model.Text, "over_frames", watched)
+    windowed = ContextWindowsManualNode.execute(tiny.unet, 4, 0, "standard_static", 1, False, "flat", 2, False)[0]
+    out = tiny.keyframes(CIRCLE, over_time(tiny, SWITCH), model=windowed, steps=2)
+    # Windows 0-3, 4-7 and 8-11, the later ones behind an anchor, the frame before them.
+    assert set(runs) == {(4,), (3, 2), (5,)} and out["samples"].isfinite().all()
+
+
+def test_the_colour_switches_at_the_right_keyframe(tiny):
+    for frame, colour in ((3, "green"), (6, "blue"), (9, "yellow")):
+        text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
+        seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))
+        assert seen.found.all()
+        assert colours(seen) == ["red"] * frame + [colour] * (12 - frame)
+
+
+def test_motion_follows_its_curve(tiny):
+    """The way of the first and of the last five keyframes, slow and fast, fast and slow."""
+    ways = {}
+    for curve in ("0: 1; 6: 100", "0: 100; 6: 1"):
+        clip = tiny.keyframes(CIRCLE, PROMPT, schedule=schedule(tiny, "motion_score", curve))
+        x = tiny.read_single(clip).centre[:, 0]
+        ways[curve] = (x[5] - x[0]).item(), (x[11] - x[6]).item()
+    (slow, then_fast), (fast, then_slow) = ways.values()
+    print(ways)
+    assert then_fast > 2 * slow and fast > 2 * then_slow
+
+
+WRONG = {
+    "a window of a number that is fixed": (
+        lambda tiny: schedule(tiny, "motion_score", "0: 1", end=50.0), "motion_score only along .*, not 0 and 50"
+    ),
+    "an empty window": (
+        lambda tiny: schedule(tiny, "guidance", "0: 1", start=60.0, end=60.0), "start before its end, but got 60 to 60"
+    ),
+    "a mistake in a curve": (
+        lambda tiny: schedule(tiny, "noise_augmentation", "0: 20; 6: 1000"),
+        "Schedule of noise_augmentation, entry 2, at character 8: 1000 is out of range: write 0 to 999",
+    ),
+    "a mistake in the prompts": (
+        lambda tiny: over_time(tiny, "a red circle; 6: a blue one"),
+        "Encode Text over Time, entry 1, at character 1: 'a red circle' is not 'frame: value'",
+    ),
+    "another stage's number": (
+        lambda tiny: tiny.keyframes(CIRCLE, PROMPT, schedule=schedule(tiny, "guidance", "0: 1")),
+        "Sample Keyframes has no guidance to schedule: choose motion_score or",
+    ),
+    "a prompt behind the clip": (
+        lambda tiny: tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 12: {PROMPT}")),
+        "Sample Keyframes samples keyframes 0 to 11, but a prompt of Encode Text over Time begins at 12",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_get_one_sentence(tiny, case):
+    call, sentence = WRONG[case]
+    with pytest.raises(ValueError, match=sentence):
+        call(tiny)
