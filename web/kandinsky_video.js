@@ -10,6 +10,8 @@ export const COLOURS = {
     KV_FRAME_LATENT: "#8c9eff",
     KV_KEYFRAME_LATENT: "#40c4ff",
     KV_VIDEO_LATENT: "#1de9b6",
+    KV_SCHEDULE: "#ffd54f",
+    KV_FRAME_CONDITIONS: "#f48fb1",
 }
 
 // The editor empties the colours of types that its palette does not name whenever it loads one; a palette that names
