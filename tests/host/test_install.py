@@ -22,7 +22,7 @@ HOLDS = {
     "models", "nodes", "kv_core", "web", "locales", "workflows", "subgraphs", "tools", "__init__.py", "pyproject.toml",
     "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE",
 }  # fmt: skip
-MEGABYTES = 20
+MEGABYTES = 25
 # Modules of ComfyUI itself, and those that its requirements bring under another name.
 HOST = {
     "comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "node_helpers",
@@ -64,7 +64,7 @@ def test_the_archive_holds_nothing_else():
     files = archived()
     assert {name.split("/")[0] for name in files} <= HOLDS
     assert not [name for name in files if re.search(r"golden|manifest|^tests|^training|^docs|\.github|\.ci", name)]
-    assert sum((ROOT / name).stat().st_size for name in files) < MEGABYTES * 1e6  # measured: 18.2 MB, 16.1 zipped
+    assert sum((ROOT / name).stat().st_size for name in files) < MEGABYTES * 1e6  # measured: 22.8 MB, 19.6 zipped
     tools = {name for name in files if name.startswith("tools/")}
     assert {f"tools/{module}.py" for module in imported("tools/get_weights.py")} | {"tools/__init__.py"} == tools
 

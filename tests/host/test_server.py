@@ -29,7 +29,7 @@ SAMPLERS = ("first_frame", "keyframes", "video")
 def test_every_node_is_offered(server):
     offered = {id: info for id, info in server.client.object_info().items() if id.startswith("KandinskyVideo")}
     assert set(offered) == NODE_IDS
-    assert {info["category"] for info in offered.values()} == {"Kandinsky Video"}
+    assert {info["category"] for info in offered.values()} == {"Kandinsky Video", "Kandinsky Video/experiments"}
 
 
 def test_a_seed_is_a_clip(server, run_graph):
@@ -85,7 +85,8 @@ def test_every_step_has_a_preview(watched, stage):
     assert len(shown) == STEPS
     for picture in shown:
         assert all(low < high for low, high in picture.getextrema()), "a flat picture shows nothing"
-    assert shown[0].tobytes() != shown[-1].tobytes()
+    # Of a video, any frame may be on show, one that was given too, which stays as it is.
+    assert stage == "video" or shown[0].tobytes() != shown[-1].tobytes()
 
 
 def previews(run):
