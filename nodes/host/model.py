@@ -36,6 +36,9 @@ from . import memory, storage
 
 OFF = "kandinsky_video_off"
 
+# Conditions with a number for every frame or gap, where they are `[1, F]`.
+BY_FRAME = ("motion_score", "noise_augmentation", "skip_frames")
+
 DEFAULT_MOTION_SCORE = 10
 DEFAULT_NOISE_AUGMENTATION = 20
 
@@ -283,6 +286,10 @@ class VideoModel(comfy.model_base.BaseModel):
             frames = torch.arange(x_in.shape[2])
             shown = window.get_tensor(frames, dim=0, retain_index_list=retain_index_list).tolist()
             return cond_value._copy_with(tuple(prompts.at(shown) for prompts in cond_value.cond))
+        if cond_key in BY_FRAME and cond_value.cond.ndim == 2:
+            return comfy.context_windows.slice_cond(
+                cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
+            )
         return None
 
     def extra_conds_shapes(self, **kwargs):
@@ -316,15 +323,6 @@ class KeyframeModel(VideoModel):
             "noise_augmentation": per_frame("kv_noise_augmentation", DEFAULT_NOISE_AUGMENTATION),
         }
 
-    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):  # noqa: B006
-        if cond_key in ("motion_score", "noise_augmentation"):
-            return comfy.context_windows.slice_cond(
-                cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
-            )
-        return super().resize_cond_for_context_window(
-            cond_key, cond_value, window, x_in, device, retain_index_list=retain_index_list
-        )
-
 
 class InterpolationModel(VideoModel):
     """Predicts the three frames in every gap, latents `[1, 12, G, h, w]`."""
@@ -346,13 +344,6 @@ class InterpolationModel(VideoModel):
             "skip_frames": number(kwargs.get("kv_skip_frames", 1)),
             "perturbation_time": number(0),
         }
-
-    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=[]):  # noqa: B006
-        if cond_key == "skip_frames" and cond_value.cond.ndim == 2:
-            return comfy.context_windows.slice_cond(
-                cond_value, window, x_in, device, temporal_dim=1, retain_index_list=retain_index_list
-            )
-        return None
 
 
 _PARTS = {

@@ -119,6 +119,27 @@ def test_context_windows_take_their_own_frames_texts(tiny, adapters, monkeypatch
     assert set(runs) == {(4,), (3, 2), (5,)} and out["samples"].isfinite().all()
 
 
+def test_context_windows_over_gaps_take_their_own_texts(tiny, adapters, monkeypatch):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    runs = []
+    over_frames = adapters.model.Text.over_frames
+
+    def watched(texts, counts):
+        runs.append(tuple(counts))
+        return over_frames(texts, counts)
+
+    monkeypatch.setattr(adapters.model.Text, "over_frames", watched)
+    windows = (4, 0, "standard_static", 1, False, "flat", 2, False)
+    out = tiny.node(
+        "Interpolate", model=ContextWindowsManualNode.execute(tiny.interpolation_unet, *windows)[0],
+        positive=over_time(tiny, f"0: {PROMPT}; 6: {PROMPT}"),
+        samples=tiny.latent("keyframes", torch.zeros(1, 4, 9, 8, 8)), skip_frames="auto", guidance=0.5, steps=1, seed=7,
+    )  # fmt: skip
+    # Gaps 0-3, and 4-7 behind an anchor, the gap before them.
+    assert set(runs) == {(4,), (3, 2)} and out["samples"].isfinite().all()
+
+
 def test_the_colour_switches_at_the_right_keyframe(tiny):
     for frame, colour in ((3, "green"), (6, "blue"), (9, "yellow")):
         text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
