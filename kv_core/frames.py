@@ -62,8 +62,8 @@ def placed(conditions, first_frame, frames):
             )
         if size != first_frame.shape[-2:]:
             raise ValueError(
-                f"condition {number} has frames of {_pixels(size)} pixels, but the first frame has "
-                f"{_pixels(first_frame.shape[-2:])}: encode them at its size."
+                f"condition {number} has frames of {in_pixels(size)} pixels, but the first frame has "
+                f"{in_pixels(first_frame.shape[-2:])}: encode them at its size."
             )
         for i, frame in enumerate(condition.samples.split(1, dim=2)):
             for wanted, places in ((condition.shown, shown), (condition.held, held)):
@@ -72,7 +72,8 @@ def placed(conditions, first_frame, frames):
     return shown, held
 
 
-def _pixels(size):
+def in_pixels(size):
+    """Height and width of a latent, said as its picture's width and height."""
     return f"{8 * size[1]}x{8 * size[0]}"
 
 

@@ -6,7 +6,7 @@ A latent pixel stands for 8 x 8 pixels of the picture; the map gives about their
 import torch
 from einops import rearrange, reduce
 
-CELL = 8
+CELL = 8  # pixels of a picture that a latent pixel stands for
 
 # Rows are latent channels, columns red, green and blue of [-1, 1]; then the bias. Fitted by
 # `python -m training.latent_rgb models/vae/kv-tiny/movq.safetensors`, which says how well they fit.

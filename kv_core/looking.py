@@ -8,7 +8,8 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 8  # pixels of a picture that a latent pixel stands for
+from .latent_rgb import CELL
+
 GAP = 2
 PAPER = 32  # the grey between cells, of 255
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..kv_core.frames import FrameCondition as Given
-from ..kv_core.frames import join
+from ..kv_core.frames import in_pixels, join
 from . import sockets
 from .inputs import EXPERIMENTS
 
@@ -63,7 +63,7 @@ class FrameCondition(io.ComfyNode):
     @classmethod
     def execute(cls, frames, position, use, previous=()) -> io.NodeOutput:
         samples = sockets.samples_of(frames, *sockets.LATENTS, sampled=True)
-        return io.NodeOutput((*(previous or ()), Given(samples, position, *USES[use])))
+        return io.NodeOutput((*previous, Given(samples, position, *USES[use])))
 
 
 class PickFrames(io.ComfyNode):
@@ -161,8 +161,8 @@ class JoinClips(io.ComfyNode):
         one, other = (sockets.samples_of(clip, "keyframes", "video") for clip in (first, second))
         if first["kind"] != second["kind"] or one.shape[-2:] != other.shape[-2:]:
             raise ValueError(
-                f"Join Clips needs two clips of one kind and size, but got {first['kind']} {_size(one)} and "
-                f"{second['kind']} {_size(other)}: sample or encode them alike."
+                f"Join Clips needs two clips of one kind and size, but got {first['kind']} {in_pixels(one.shape[3:])} "
+                f"and {second['kind']} {in_pixels(other.shape[3:])}: sample or encode them alike."
             )
         if shared > min(one.shape[2], other.shape[2]):
             raise ValueError(
@@ -170,7 +170,3 @@ class JoinClips(io.ComfyNode):
                 f"{other.shape[2]}: lower shared."
             )
         return io.NodeOutput({**first, "samples": join(one, other, shared)})
-
-
-def _size(samples):
-    return f"{8 * samples.shape[-1]}x{8 * samples.shape[-2]}"

@@ -80,7 +80,7 @@ class Schedule(io.ComfyNode):
                 f"start to 0 and end to 100, not {start:g} and {end:g}."
             )
         scheduled = curves.Scheduled(parameter, curves.Curve(points, interpolation), start, end)
-        return io.NodeOutput((*(previous or ()), scheduled))
+        return io.NodeOutput((*previous, scheduled))
 
 
 class TextOverTime(io.ComfyNode):

@@ -24,9 +24,16 @@ from kv_core.operations import TorchOperations
 from kv_core.text_encoder import TOKENS, TextModel
 from tools.host import ROOT
 
-_spec = importlib.util.spec_from_file_location("memory", ROOT / "nodes/host/memory.py")  # nodes/ itself needs ComfyUI
-memory = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(memory)
+
+def _adapter(name):
+    """A module of nodes/host that needs nothing of ComfyUI; the package itself does."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"nodes/host/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+memory, process = _adapter("memory"), _adapter("process")
 
 PROMPT_TOKENS = 20
 CHUNK = 5  # frames that the video decoder takes at once, at most
@@ -184,7 +191,7 @@ def measure(stage, size, width, height, device, dtype, repeat, compile):
         "device": torch.cuda.get_device_name() if device == "cuda" else device, "machine": platform.machine(),
         "torch": torch.__version__, "cold": cold, "warm": warm, "times": times, "tflop": work, "rate": work / warm,
         "matmul": matmul, "share": work / warm / matmul, "peak": peak / 1e9,
-        "reserved": reserved and reserved / 1e9, "host": host_peak() / 1e9, "estimate": estimate / peak,
+        "reserved": reserved and reserved / 1e9, "host": process.peak() / 1e9, "estimate": estimate / peak,
     }  # fmt: skip
 
 
@@ -225,17 +232,6 @@ def peak_memory(run, device):
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved()
-
-
-def host_peak():
-    """The most memory this process ever held, in bytes."""
-    if sys.platform == "win32":
-        import psutil  # ComfyUI brings it
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

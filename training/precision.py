@@ -12,14 +12,9 @@ import torch
 from kv_core.pipeline import PARTS, load_pipeline
 from tools.host import ROOT
 
-PATHS = {
-    "keyframe_unet": ROOT / "models/diffusion_models/kv-tiny/keyframes.safetensors",
-    "interpolation_unet": ROOT / "models/diffusion_models/kv-tiny/interpolation.safetensors",
-    "image_movq": ROOT / "models/vae/kv-tiny/movq.safetensors",
-    "video_movq": ROOT / "models/vae/kv-tiny/video_movq.safetensors",
-    "text_encoder": ROOT / "models/text_encoders/kv-tiny/flan-ul2",
-    "projections": ROOT / "models/text_encoders/kv-tiny/t5_projections.safetensors",
-}
+from .benchmark import FILES
+
+PATHS = {part: ROOT / "models" / file for part, file in FILES.items()}
 PROMPT = "a red circle moving right on a black background"
 COMPUTED = ("text_encoder", "keyframe_unet", "interpolation_unet", "image_movq", "video_movq")
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from statistics import mean, stdev
 
 import torch
 
+from kv_core.conversion import appearing
 from kv_core.images import to_pixels
 from tools import host, pack
 
@@ -163,9 +163,8 @@ def measure(judge, tasks, clips, path, progress=print):
 
 def _write(path, results):
     """All at once, so that a run that is killed leaves a whole file."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with appearing(path) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def summary(rows):

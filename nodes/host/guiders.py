@@ -8,7 +8,7 @@ import node_helpers
 import torch
 
 from ...kv_core import curves, diffusion
-from ...kv_core.frames import frames_condition, neighbours, placed
+from ...kv_core.frames import frames_condition, in_pixels, neighbours, placed
 from ...kv_core.text_encoder import null_context
 from .model import InterpolationModel, KeyframeModel
 
@@ -30,6 +30,16 @@ class Guider(comfy.samplers.CFGGuider):
         percent = 100 * (1 - timestep / (diffusion.TRAINING_STEPS - 1))
         found = curves.at(self.schedule, parameter, default, x.shape[2], percent)
         return x.new_tensor(found)[:, None, None] if isinstance(found, list) else found
+
+    def predictions(self, conds, scale, x, timestep, model_options):
+        """What the model predicts for each of `conds`, behind the host's hooks for that."""
+        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        for function in model_options.get("sampler_pre_cfg_function", []):
+            out = function({
+                "conds": conds, "conds_out": out, "cond_scale": scale, "timestep": timestep, "input": x,
+                "sigma": timestep, "model": self.inner_model, "model_options": model_options,
+            })  # fmt: skip
+        return out
 
     def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         return super().outer_predict_noise(x, timestep, model_options, seed).clamp(-1, 1)
@@ -56,12 +66,7 @@ class TwoBranchGuider(Guider):
             return comfy.samplers.sampling_function(
                 self.inner_model, x, timestep, conds[1], conds[0], scale, model_options=model_options, seed=seed
             )
-        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-        for function in model_options.get("sampler_pre_cfg_function", []):
-            out = function({
-                "conds": conds, "conds_out": out, "cond_scale": scale, "timestep": timestep, "input": x,
-                "sigma": timestep, "model": self.inner_model, "model_options": model_options,
-            })  # fmt: skip
+        out = self.predictions(conds, scale, x, timestep, model_options)
         return comfy.samplers.cfg_function(
             self.inner_model, *out, scale, x, timestep, model_options=model_options, cond=conds[0], uncond=conds[1]
         )
@@ -83,17 +88,13 @@ class ThreeBranchGuider(Guider):
         image = self.weight("image_guidance", self.image, x, timestep)
         weights = {"positive": text, "image": image - text, "negative": 1 - image}
         conds = [self.conds[name] if keep or _any(weight) else None for name, weight in weights.items()]
-        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-        shared = {"cond_scale": text, "sigma": timestep, "input": x, "model": self.inner_model,
-                  "model_options": model_options}  # fmt: skip
-        for function in model_options.get("sampler_pre_cfg_function", []):
-            out = function({"conds": conds, "conds_out": out, "timestep": timestep, **shared})
-        full, alone, none = out
+        full, alone, none = self.predictions(conds, text, x, timestep, model_options)
         denoised = diffusion.guide_three(full, alone, none, text, image)
         for function in model_options.get("sampler_post_cfg_function", []):
             denoised = function({
                 "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": full,
-                "uncond_denoised": none, **shared,
+                "uncond_denoised": none, "cond_scale": text, "sigma": timestep, "input": x, "model": self.inner_model,
+                "model_options": model_options,
             })  # fmt: skip
         return denoised
 
@@ -207,17 +208,17 @@ def _check_frames(stage, kind, count, *conditionings):
 
 
 def _checked(stage, schedule, *parameters):
-    for entry in schedule or ():
+    for entry in schedule:
         if entry.parameter not in parameters:
             raise ValueError(
                 f"{stage} has no {entry.parameter} to schedule: choose {' or '.join(parameters)} in Schedule."
             )
-    return schedule or ()
+    return schedule
 
 
 def _placed(stage, conditions, first_frame, frames):
     try:
-        return placed(conditions or (), first_frame, frames)
+        return placed(conditions, first_frame, frames)
     except ValueError as mistake:
         raise ValueError(f"{stage}, {mistake}") from None
 
@@ -226,8 +227,8 @@ def _latent(stage, held, start, shape):
     """The LATENT to sample: `start` or nothing, with the held frames in it and a mask that keeps them."""
     if start is not None and start.shape != shape:
         raise ValueError(
-            f"{stage} needs a start of {shape[2]} frames and {8 * shape[4]}x{8 * shape[3]} pixels, but got "
-            f"{start.shape[2]} frames and {8 * start.shape[4]}x{8 * start.shape[3]}: set frames, or encode it anew."
+            f"{stage} needs a start of {shape[2]} frames and {in_pixels(shape[3:])} pixels, but got "
+            f"{start.shape[2]} frames and {in_pixels(start.shape[3:])}: set frames, or encode it anew."
         )
     samples = torch.zeros(shape) if start is None else start.clone()
     if not held:

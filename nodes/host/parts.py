@@ -62,10 +62,9 @@ class TextEncoder(Part):
         return _to_host(context), mask.to(comfy.model_management.intermediate_device())
 
     def _memory_required(self):
-        encoder = self.patcher.model.text_encoder
-        sizes = encoder.encoder.config
-        cast = encoder.shared.weight.dtype != self.dtype
-        return memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, cast)
+        model = self.patcher.model
+        sizes = model.text_encoder.encoder.config
+        return memory.text_encode(TOKENS, sizes.d_model, sizes.d_ff, cast=model.stored != self.dtype)
 
 
 class MoVQ(Part):
@@ -188,6 +187,7 @@ def text_encoder_patcher(path, projections_path, weight_dtype="default", disable
         dtype=storage.layer_dtype(stored, torch.float32),
         device="meta",
     )
+    network.stored = stored
     storage.load(network.text_encoder, encoder.state_dict(), stored)
     storage.load(network.projections, projections.state_dict(), stored)
     patcher = _patch(

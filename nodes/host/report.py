@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-import sys
 import time
 
 import comfy.model_management
 import comfy.utils
-import psutil
 import torch
 from tqdm.auto import tqdm
+
+from . import process
 
 GIGA = 1e9
 
@@ -30,19 +30,10 @@ def measured(stage, *before):
     start = time.perf_counter()
     yield history
     seconds = time.perf_counter() - start
-    peak = (torch.cuda.max_memory_allocated(device) if cuda else process_peak()) / GIGA
+    peak = (torch.cuda.max_memory_allocated(device) if cuda else process.peak()) / GIGA
     history.append({"stage": stage, "seconds": round(seconds, 3), "peak_gb": round(peak, 3)})
     where = f"on {device}" if cuda else "in the process"
     logging.info(f"{stage}: {seconds:.1f} s, at most {peak:.2f} GB {where}")
-
-
-def process_peak():
-    """The most bytes of memory this process ever held."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def progress(chunks, total, stage):

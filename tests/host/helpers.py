@@ -1,9 +1,12 @@
 """Graphs in API format for the real server, ways to run them, and what tests read from a run."""
 
 import copy
+import io
 import json
 
+import numpy
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tools.graphs import upstream
@@ -156,6 +159,11 @@ def log_of(server, action):
     with server.log.open(encoding="utf-8") as log:
         log.seek(start)
         return log.read(), done
+
+
+def picture(content):
+    """The pixels `[h, w, 3]` in [0, 1] of a picture file's bytes."""
+    return torch.from_numpy(numpy.array(Image.open(io.BytesIO(content)).convert("RGB"))) / 255
 
 
 def latents(server, run):

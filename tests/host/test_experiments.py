@@ -1,13 +1,9 @@
 """The templates of experiments: each does what its note says, at its own settings, in numbers."""
 
-import io
-
-import numpy
 import pytest
 import torch
-from PIL import Image
 
-from tests.host.helpers import latents, saved
+from tests.host.helpers import latents, picture, saved
 from tests.host.test_workflows import named, pixels_of
 from tools import templates
 from training import world
@@ -30,11 +26,6 @@ def run_template(server, run_graph):
 def clip(server, done):
     [file] = [file for file in done.files() if file["filename"].endswith(".mp4")]
     return pixels_of(server.client.download(file))
-
-
-def picture(content):
-    pixels = torch.from_numpy(numpy.array(Image.open(io.BytesIO(content)).convert("RGB")))
-    return pixels.movedim(-1, 0)[None] / 127.5 - 1
 
 
 def test_custom_sampling_is_text_to_video_taken_apart(server, run_template, run_graph):
@@ -92,7 +83,7 @@ def test_motion_curve(server, run_template, run_graph):
     graph["file"] = {"class_type": "SaveImage", "inputs": {"images": ["single", 0], "filename_prefix": "keyframe"}}
     done = run_graph(graph, timeout=120)
     files = [server.client.download(file) for file in done.files() if file["filename"].startswith("keyframe")]
-    x = world.read(torch.cat([picture(file) for file in files])).centre[:, 0]
+    x = world.read(torch.stack([2 * picture(file).movedim(-1, 0) - 1 for file in files])).centre[:, 0]
     slow, fast = x[5] - x[0], x[11] - x[6]
     print(f"first five keyframes {slow:.1f} pixels, last five {fast:.1f}")
     assert 0 < slow and fast > 2 * slow

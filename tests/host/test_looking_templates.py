@@ -3,14 +3,11 @@
 They run on the server as they are, but that the latents are saved too; each within two minutes.
 """
 
-import io
-
 import pytest
 import torch
-from PIL import Image
 
 from kv_core import looking
-from tests.host.helpers import latents, saved
+from tests.host.helpers import latents, picture, saved
 from tests.host.test_workflows import LOOKING, pixels_of
 from tests.host.test_workflows import saved as files
 from tools import templates
@@ -36,11 +33,6 @@ class Ran:
         }
         self.texts = {id: shown["text"][0] for id, shown in run.outputs.items() if "text" in shown}
         self.latents = {id.removesuffix(".file"): samples for id, samples in latents(server, run).items()}
-
-
-def picture(content):
-    image = Image.open(io.BytesIO(content)).convert("RGB")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.height, image.width, 3) / 255
 
 
 @pytest.fixture(scope="module")

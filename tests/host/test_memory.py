@@ -106,3 +106,11 @@ def test_room_is_asked_for(parts, adapters, monkeypatch, call):
         else:
             list(movq.decode_images(torch.zeros(3, 4, 8, 4)))
             assert asked == [adapters.memory.movq_decode(1, 64, 32, 32, torch.float32)]
+
+
+@pytest.mark.parametrize("dtype, cast", [("fp32", False), ("fp16", True), ("int8", True)])
+def test_room_for_a_cast_weight_is_asked_for(parts, adapters, dtype, cast):
+    patcher = parts.text_patcher(dtype)
+    sizes = patcher.model.text_encoder.encoder.config
+    expected = adapters.memory.text_encode(128, sizes.d_model, sizes.d_ff, cast)
+    assert adapters.parts.TextEncoder(patcher, None)._memory_required() == expected

@@ -1,9 +1,9 @@
 """A whole clip of the tiny models, made in this process: what its nodes gave, and nodes to go on with."""
 
 import pytest
-import torch
 
 from tests.host.helpers import chain, run_here
+from tests.host.tiny_parts import Calls
 
 PROMPT = "a red circle moving right on a grey background"
 SETTINGS = {
@@ -12,25 +12,17 @@ SETTINGS = {
 }  # fmt: skip
 
 
-class Clip:
+class Clip(Calls):
     """results: node id of helpers.CHAIN -> its first output; keyframes: Sample Keyframes' inputs, to be changed."""
 
     def __init__(self, pack_nodes):
-        self.pack_nodes = pack_nodes
+        super().__init__(pack_nodes)
         graph = chain("frames", **SETTINGS)
         self.results = run_here(pack_nodes, graph)
         self.keyframes = {
             name: self.results[value[0]] if isinstance(value, list) else value
             for name, value in graph["keyframes"]["inputs"].items()
         }
-
-    def nodes(self, name, **inputs):
-        """All outputs of a node."""
-        with torch.inference_mode():
-            return self.pack_nodes[f"KandinskyVideo{name}"].execute(**inputs).args
-
-    def node(self, name, **inputs):
-        return self.nodes(name, **inputs)[0]
 
     def sample(self, **changes):
         """The samples of Sample Keyframes with changed inputs."""

@@ -21,24 +21,32 @@ def scene(colour, shape, direction, centre, background="black"):
     return world.Scenes(*indices, centre, radius, speed)
 
 
-class Tiny:
-    """The nodes by their short names, and the tiny models' parts."""
+class Calls:
+    """The nodes by their short names, called on Python values in this process."""
 
-    def __init__(self, pack, pack_nodes):
-        self.pack, self._nodes = pack, pack_nodes
-        loaders = ("keyframe_unet", "interpolation_unet", "text_encoder", "movq", "video_movq")
-        self.unet, self.interpolation_unet, self.encoder, self.movq, self.video_movq = (
-            self.node(CHAIN[name]["class_type"].removeprefix("KandinskyVideo"), **CHAIN[name]["inputs"])
-            for name in loaders
-        )
+    def __init__(self, pack_nodes):
+        self._nodes = pack_nodes
 
     def nodes(self, name, **inputs):
-        """All outputs of a node, called on Python values."""
+        """All outputs of a node."""
         with torch.inference_mode():
             return self._nodes[f"KandinskyVideo{name}"].execute(**inputs).args
 
     def node(self, name, **inputs):
         return self.nodes(name, **inputs)[0]
+
+
+class Tiny(Calls):
+    """The tiny models' parts, and what the nodes make with them."""
+
+    def __init__(self, pack, pack_nodes):
+        super().__init__(pack_nodes)
+        self.pack = pack
+        loaders = ("keyframe_unet", "interpolation_unet", "text_encoder", "movq", "video_movq")
+        self.unet, self.interpolation_unet, self.encoder, self.movq, self.video_movq = (
+            self.node(CHAIN[name]["class_type"].removeprefix("KandinskyVideo"), **CHAIN[name]["inputs"])
+            for name in loaders
+        )
 
     def text(self, text):
         return self.node("TextEncode", text_encoder=self.encoder, text=text, projection="base")
