@@ -27,3 +27,10 @@ def test_peak_memory_counts_what_is_alive_at_once():
 
     peak, reserved = measure.peak_memory(run, "cpu")
     assert peak == 4000 and reserved is None
+
+
+def test_views_of_weights_take_no_memory():
+    weight = torch.ones(1000, 10)
+    with torch.inference_mode():
+        peak, _ = measure.peak_memory(lambda: weight.t()[0, :5] + 1, "cpu")
+    assert peak == 20

@@ -152,6 +152,20 @@ def test_samplers_of_the_host(tiny, published, name):
     check_clip(tiny, out)
 
 
+def test_predictions_are_clamped_for_any_sampler(tiny):
+    """The published thresholding; at this guidance they would leave the range."""
+    from comfy.samplers import KSAMPLER
+
+    seen = []
+
+    def one_call(model, x, given, extra_args=None, **_):
+        seen.append(model(x, given[:1], **extra_args))
+        return seen[0]
+
+    sample(*keyframe_guider(tiny, text_guidance=20.0), sigmas(tiny), KSAMPLER(one_call))
+    assert seen[0].max() == 1 and seen[0].min() == -1
+
+
 @pytest.mark.slow
 def test_every_sampler_of_the_host(tiny):
     """Keyframes, first frame and interpolation with each; the keyframes show the clip, all numbers are finite."""

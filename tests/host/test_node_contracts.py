@@ -256,6 +256,7 @@ class Blank:
         self.value = value
 
     def decode_video(self, latents, tile):
+        self.tile = tile
         yield torch.full((len(latents), 3, 8, 8), self.value)
 
 
@@ -265,6 +266,13 @@ def test_frames_are_8_bit_and_rounded_down(execute, sockets, value, expected):
     images, frame_rate = execute("DecodeVideo", video_movq=Blank(value), samples=video)
     assert images.shape == (44, 8, 8, 3) and (images * 255 - expected).abs().max() < 1e-4
     assert frame_rate == 8.0
+
+
+@pytest.mark.parametrize("given, sides", [({}, 0), ({"tile_size": 256}, 32)])
+def test_tiles_are_counted_in_latent_pixels(execute, sockets, given, sides):
+    movq = Blank(0.0)
+    execute("DecodeVideo", video_movq=movq, samples=sockets.latent("video", torch.zeros(1, 4, 5, 1, 1)), **given)
+    assert movq.tile == sides
 
 
 def test_a_black_video_of_nan_is_an_error(execute, sockets):

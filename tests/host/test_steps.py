@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tools.host import ROOT
-from training import benchmark, steps, world
+from training import benchmark, chart, steps, world
+from training.chart import line_chart
 from training.in_host import PUBLISHED, HostJudge, Setting
 
 MODELS = ROOT / "models"
@@ -76,6 +77,13 @@ def test_calls_are_counted(judge, keyframes, setting, calls):
     keyframes(setting)
     assert judge.calls["keyframes"] == calls
     assert judge.cost("keyframes")["seconds"] > 0
+
+
+def test_branches_one_by_one_are_one_call(judge, keyframes, monkeypatch):
+    model = judge._unets["keyframe_unet"].model
+    monkeypatch.setattr(model, "memory_required", lambda *shapes, **more: 1e18)  # the host then sends them singly
+    keyframes("euler/karras/3")
+    assert judge.calls["keyframes"] == 3
 
 
 def test_what_a_cache_answers_is_no_call(judge, keyframes):
@@ -183,6 +191,15 @@ def test_chart():
     drawn = {colour for _, colour in picture.getcolors(1 << 20)}
     assert (0, 0, 0) in drawn and (0x00, 0x72, 0xB2) in drawn, "the first two colours"
     assert (0xD5, 0x5E, 0x00) not in drawn, "no third line"
+
+
+def test_a_chart_of_a_wide_range_is_logarithmic():
+    panels = {"wide": ({"one": [(5, 10.0), (10, 10.0)]}, 1.0, 100.0), "narrow": ({"one": [(5, 5.0), (10, 5.0)]}, 0, 10)}
+    picture = line_chart(panels, "calls")
+    middle = picture.height * (chart.TOP + chart.HEIGHT - chart.BOTTOM) // 2 // chart.HEIGHT
+    for place in range(len(panels)):
+        across = chart.SCALE * (place * chart.WIDTH + chart.WIDTH // 2)
+        assert picture.getpixel((across, middle)) == (0, 0, 0), "half way up"
 
 
 CLAIM = re.compile(r"(\d+) steps of sampler (\w+) with (\w+) sigmas match .* as well as (\d+) published ones")

@@ -179,3 +179,8 @@ def test_a_stage_that_fails_is_not_recorded(pack, caplog):
 
 def report_of(pack):
     return importlib.import_module(f"{pack.__name__}.nodes.host.report")
+
+
+@pytest.mark.parametrize("width, map", [(384, latent_rgb.PUBLISHED), (16, latent_rgb.TINY)])
+def test_each_model_has_its_own_colours(width, map):
+    assert latent_rgb.factors(width) == map
