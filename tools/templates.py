@@ -33,10 +33,10 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"
 TITLE, ROW, WIDGET, EDGE = 30, 20, 24, 6
 WIDTH, NODE_GAP, COLUMN_GAP, GROUP_EDGE, GROUP_TITLE, GROUP_GAP = 330, 24, 90, 20, 50, 24
 NOTE_LINE, NOTE_CHARACTERS = 15, 58
-EXTRA_WIDTH = {"KandinskyVideoTextEncode": 60}
+EXTRA_WIDTH = {"KandinskyVideoTextEncode": 60, "KandinskyVideoPickFrames": 20}
 EXTRA_HEIGHT = {
     "KandinskyVideoTextEncode": 100, "LoadImage": 230, "PreviewImage": 230, "SaveImage": 230, "SaveVideo": 330,
-    "PreviewAny": 250, "BatchImagesNode": 24,
+    "PreviewAny": 250, "BatchImagesNode": 24, "KandinskyVideoSchedule": 30, "KandinskyVideoTextOverTime": 30,
 }  # fmt: skip
 COLOURS = {
     "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",

@@ -37,7 +37,7 @@ HELP = "document.querySelector('.node-help-content')"
 
 
 @pytest.mark.parametrize("name", templates.names())
-def test_template_opens(address, usual_errors, name):
+def test_template_opens(server, address, usual_errors, name):
     async def look():
         async with Editor(address) as editor:
             await editor.open(name, PACK)
@@ -52,7 +52,7 @@ def test_template_opens(address, usual_errors, name):
     assert found["cut"] == []
     assert errors - usual_errors == set()
     check_sizes(found["sizes"], json.loads(templates.path(name).read_text(encoding="utf-8")))
-    check_prompt(found["prompt"], name)
+    check_prompt(found["prompt"], name, server.client.object_info())
 
 
 def check_sizes(sizes, template):
@@ -62,8 +62,8 @@ def check_sizes(sizes, template):
         assert width <= node["size"][0] and height <= node["size"][1], node["type"]
 
 
-def check_prompt(prompt, name):
-    """The editor would queue the very graph that the template was built from."""
+def check_prompt(prompt, name, object_info):
+    """The editor would queue the very graph that the template was built from, with what is left alone spelled out."""
     graph, workflow = templates.api_graph(name), json.loads(templates.path(name).read_text(encoding="utf-8"))
     numbers = {key: number for number, key in enumerate(graph, 1)}
     folded = "definitions" in workflow
@@ -71,7 +71,7 @@ def check_prompt(prompt, name):
     expected = {
         ids[key]: {
             "class_type": node["class_type"],
-            "inputs": {
+            "inputs": defaults(object_info[node["class_type"]]) | {
                 name: [ids[value[0]], value[1]] if isinstance(value, list) else value
                 for name, value in node["inputs"].items()
             },
@@ -80,6 +80,12 @@ def check_prompt(prompt, name):
         for key, node in graph.items()
     }
     assert prompt == expected
+
+
+def defaults(info):
+    """What the optional widgets of a node hold until somebody sets them."""
+    optional = {name: templates.spec_of(spec) for name, spec in info["input"].get("optional", {}).items()}
+    return {name: options["default"] for name, (_, options) in optional.items() if "default" in options}
 
 
 SHOWN = """(() => {
