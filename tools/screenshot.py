@@ -1,7 +1,7 @@
 """Take a picture of every template in the editor, after it ran: `python tools/screenshot.py [names]`.
 
-Writes workflows/<name>.jpg, which the template browser shows, and docs/graph.jpg for the README. Needs Chromium; runs
-in ComfyUI's Python, which `python3 tools/host.py` prints.
+Writes workflows/<name>.jpg, which the template browser shows: what the graph made, and under it the graph; and
+docs/graph.jpg for the README. Needs Chromium; runs in ComfyUI's Python, which `python3 tools/host.py` prints.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
+import av  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tools import host, templates  # noqa: E402
 from tools.editor import Editor  # noqa: E402
-from tools.server import PACK, Server  # noqa: E402
+from tools.server import PACK, Client, Server  # noqa: E402
 
 MARGIN = 40  # around the graph, in the editor's pixels
+GAP = 12  # between the pictures that it made
+MADE_HEIGHT, ROW_HEIGHT = 0.35, 0.45  # of theirs together, and of one row at most, as a part of the width
 TEMPLATE = {"width": 1200, "bytes": 150_000}
 README = {"width": 1800, "bytes": 300_000}
 README_NAME = "text-to-video-medium"
@@ -44,7 +48,8 @@ async def take(server: Server, names: list[str], run: bool) -> None:
     for name in names:
         with host.step(name):
             picture = await photograph(server.client.address, name, run)
-        write(picture, templates.path(name).with_suffix(".jpg"), **TEMPLATE)
+            card = above(made(server.client), picture) if run else picture
+        write(card, templates.path(name).with_suffix(".jpg"), **TEMPLATE)
         if name == README_NAME:
             write(picture, host.ROOT / "docs/graph.jpg", **README)
 
@@ -89,6 +94,50 @@ async def run_graph(editor: Editor) -> None:
     await editor.evaluate(f"window.finished = false, {RUN}.then(() => window.finished = true), true")
     await editor.wait_for("window.finished", 900)
     await asyncio.sleep(3)  # pictures and videos are fetched
+
+
+def made(client: Client) -> list[Image.Image]:
+    """Some frames of the first clip that the last graph saved; if it saved none, the pictures that its nodes show."""
+    [entry] = client.get("/history?max_items=1").values()
+    shown = [node["images"] for node in entry["outputs"].values() if "images" in node]
+    contents = [[client.download(file) for file in some_of(files)] for files in shown]
+    clips = [content for [content, *_], [file, *_] in zip(contents, shown) if file["filename"].endswith(".mp4")]
+    if not clips:
+        return [Image.open(io.BytesIO(content)).convert("RGB") for content in itertools.chain(*contents)]
+    with av.open(io.BytesIO(clips[0])) as clip:
+        return some_of([frame.to_image() for frame in clip.decode(video=0)])
+
+
+def some_of(items: list, count: int = 4) -> list:
+    """At most `count` of them, from the first to the last."""
+    return items if len(items) <= count else [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+
+
+def above(pictures: list[Image.Image], graph: Image.Image) -> Image.Image:
+    """The pictures over the graph, in as many rows as come next to the wanted height."""
+    width = graph.width - 2 * MARGIN
+    layouts = [in_rows(pictures, count, width) for count in range(1, len(pictures) + 1)]
+    rows = min(layouts, key=lambda rows: abs(sum(row[0].height for row in rows) - MADE_HEIGHT * width))
+    tops = list(itertools.accumulate((row[0].height + GAP for row in rows), initial=MARGIN))
+    card = Image.new("RGB", (graph.width, tops[-1] + graph.height), graph.getpixel((0, 0)))
+    for top, row in zip(tops, rows):
+        lefts = itertools.accumulate((picture.width + GAP for picture in row), initial=MARGIN)
+        for left, picture in zip(lefts, row):
+            card.paste(picture, (left, top))
+    card.paste(graph, (0, tops[-1]))
+    return card
+
+
+def in_rows(pictures: list[Image.Image], count: int, width: int) -> list[list[Image.Image]]:
+    """Rows at most as wide as that, each with its pictures at one height."""
+    size = -(-len(pictures) // count)
+    rows = [pictures[i : i + size] for i in range(0, len(pictures), size)]
+    heights = [(width - GAP * (len(row) - 1)) / sum(each.width / each.height for each in row) for row in rows]
+    heights = [int(min(height, ROW_HEIGHT * width)) for height in heights]
+    return [
+        [each.resize((height * each.width // each.height, height)) for each in row]
+        for row, height in zip(rows, heights)
+    ]
 
 
 def write(picture: Image.Image, path: Path, width: int, bytes: int) -> None:
