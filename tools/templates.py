@@ -2,9 +2,8 @@
 
 workflows/api/*.json is what people edit. Beside class_type and inputs, each node's `_meta` says its title, the group it
 is drawn in and its column; nodes are listed in the order they run, and stand in that order below each other.
-workflows/notes/*.md holds what the note in each template says. What the editor needs besides, such as the order of
-widgets and the types of slots, comes from a running server. Runs in ComfyUI's Python, which `python3 tools/host.py`
-prints.
+workflows/notes/ holds what the notes say. What the editor needs besides, such as the order of widgets and the types of
+slots, comes from a running server. Runs in ComfyUI's Python, which `python3 tools/host.py` prints.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
 import tempfile
 from collections import defaultdict
@@ -20,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
-from kv_core.published import PUBLISHED  # noqa: E402
-from tools import host, subgraphs  # noqa: E402
+from tools import host, notes, subgraphs  # noqa: E402
 from tools.server import Server  # noqa: E402
 
 WORKFLOWS = host.ROOT / "workflows"
@@ -42,23 +39,6 @@ COLOURS = {
     "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
     "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c", "Sampler and schedules": "#a08060",
     "Schedule": "#a08060", "Extension": "#8496d0", "Loop": "#8496d0",
-}  # fmt: skip
-
-# Keys of the notes, beside those of the graph
-ABOUT, WEIGHTS = "about this graph", "published weights"
-
-# The published part in the place of each tiny one.
-TINY = {
-    "kv-tiny/keyframes.safetensors": PUBLISHED["keyframes"],
-    "kv-tiny/interpolation.safetensors": PUBLISHED["interpolation"],
-    "kv-tiny/flan-ul2": PUBLISHED["text"],
-    "kv-tiny/t5_projections.safetensors": PUBLISHED["projections"],
-    "kv-tiny/movq.safetensors": PUBLISHED["movq"],
-    "kv-tiny/video_movq.safetensors": PUBLISHED["video_movq"],
-}
-PUBLISHED_SIZE = {
-    "KandinskyVideoFirstFrame": 1024, "KandinskyVideoFirstFrameGuider": 1024, "KandinskyVideoEncodeImage": 512,
-    "KandinskyVideoEncodeFrames": 512,
 }  # fmt: skip
 
 
@@ -123,13 +103,13 @@ def build(name: str, object_info: dict) -> dict:
     links = connect(graph, nodes, ids)
     seed = next(node for node in nodes.values() if "fixed" in node["widgets_values"])["widgets_values"]
     seed[seed.index("fixed")] = "randomize"  # Run again gives another clip: everything depends on the first seed
-    notes = write_notes(name, graph, len(nodes))
-    lay_out(nodes | notes, cells(graph))
+    texts = notes.write(name, graph, len(nodes))
+    lay_out(nodes | texts, cells(graph))
     workflow = {
         "revision": 0,
-        "last_node_id": len(nodes) + len(notes),
+        "last_node_id": len(nodes) + len(texts),
         "last_link_id": len(links),
-        "nodes": [*nodes.values(), *notes.values()],
+        "nodes": [*nodes.values(), *texts.values()],
         "links": links,
         "groups": groups(graph, nodes),
         "config": {},
@@ -179,7 +159,7 @@ def links_to_models(values: list) -> dict:
 
     It offers a file only where the node's list is set to that name and lacks it, so never as the template opens.
     """
-    parts = [TINY[value] for value in values if isinstance(value, str) and value in TINY]
+    parts = [notes.TINY[value] for value in values if isinstance(value, str) and value in notes.TINY]
     files = [{"name": part.file, "url": part.url, "directory": part.folder} for part in parts if part.file]
     return {"models": files} if files else {}
 
@@ -249,14 +229,13 @@ def cells(graph: dict) -> list[tuple]:
     """(key, group, column) of every node, and of the notes: one to the right of the prompt, one below the models."""
     found = [(key, node["_meta"]["group"], node["_meta"]["column"]) for key, node in graph.items()]
     after = max(index for index, cell in enumerate(found) if cell[1] == "Text") + 1
-    return [*found[:after], (ABOUT, ABOUT, 2), *found[after:], (WEIGHTS, WEIGHTS, 0)]
+    return [*found[:after], (notes.ABOUT, notes.ABOUT, 2), *found[after:], (notes.WEIGHTS, notes.WEIGHTS, 0)]
 
 
 def height(node: dict) -> int:
     """What the editor gives a node under its title, and more where it shows text or pictures."""
     if node["type"] == "MarkdownNote":
-        lines = node["widgets_values"][0].splitlines()
-        return round(sum(max(math.ceil(len(line) / NOTE_CHARACTERS), 0.6) for line in lines) * NOTE_LINE + 40)
+        return round(notes.lines(node, NOTE_CHARACTERS) * NOTE_LINE + 40)
     slots = sum("widget" not in slot for slot in node["inputs"])
     widgets = len(node["widgets_values"])
     rows = max(slots, len(node["outputs"])) * ROW + EDGE
@@ -281,62 +260,6 @@ def frame(nodes: list[dict]) -> list[int]:
     right = max(node["pos"][0] + node["size"][0] for node in nodes) + GROUP_EDGE
     bottom = max(node["pos"][1] + node["size"][1] for node in nodes) + GROUP_EDGE
     return [left, top, right - left, bottom - top]
-
-
-# The notes
-
-
-def write_notes(name: str, graph: dict, last_id: int) -> dict:
-    """What the graph does, and what to choose for the published weights."""
-    about = (WORKFLOWS / "notes" / f"{name}.md").read_text(encoding="utf-8").strip()
-    return {
-        ABOUT: note(last_id + 1, "About this graph", about),
-        WEIGHTS: note(last_id + 2, "Published weights", published(graph)),
-    }
-
-
-def published(graph: dict) -> str:
-    """What to change for the published weights at 512x512."""
-    files, sizes = [], []
-    for node in graph.values():
-        title, inputs = node["_meta"]["title"], node["inputs"].values()
-        chosen = [f"**{TINY[value].name}**" for value in inputs if not isinstance(value, list) and value in TINY]
-        if chosen:
-            files.append(f"- {title}: {' and '.join(chosen)}")
-        if node["class_type"] in PUBLISHED_SIZE:
-            sizes.append(f"- {title}: {PUBLISHED_SIZE[node['class_type']]}")
-    return "\n".join(
-        [
-            "As it opens, the graph runs the pack's own tiny models. They know simple shapes that move on plain "
-            "backgrounds, in words such as those of the prompt here. For the published models, which "
-            "`python3 tools/get_weights.py` downloads in the pack's folder, choose",
-            "",
-            *files,
-            "",
-            "and, for 512x512, set width and height:",
-            "",
-            *sizes,
-        ]
-    )
-
-
-def note(number: int, title: str, text: str) -> dict:
-    return {
-        "id": number,
-        "type": "MarkdownNote",
-        "title": title,
-        "pos": [0, 0],
-        "size": [0, 0],
-        "flags": {},
-        "order": number - 1,
-        "mode": 0,
-        "inputs": [],
-        "outputs": [],
-        "properties": {},
-        "widgets_values": [text],
-        "color": "#432",
-        "bgcolor": "#653",
-    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; and the titles
-// in the pack's templates in the editor's language.
+// and notes in the pack's templates in the editor's language.
 
 import { app } from "../../scripts/app.js"
 
@@ -26,12 +26,23 @@ function keep(colours, type, colour) {
     })
 }
 
+// A note of the templates brings its translations. They are dropped then, or they would come back over what a person
+// writes there.
+function translateNote(node, language) {
+    if (node.type != "MarkdownNote" || !node.properties?.translations) return
+    const text = node.properties.translations[language]
+    if (text) node.widgets_values = [text]
+    delete node.properties.translations
+}
+
 // A file has one title for a node; where that is one of the templates' own, it is shown translated.
 async function translate(workflow) {
     const language = app.extensionManager.setting.get("Comfy.Locale")
     const graphs = [workflow, ...(workflow.definitions?.subgraphs ?? [])]
     const ours = graphs.some((graph) => graph.nodes?.some((node) => node.type?.startsWith("KandinskyVideo")))
-    if (!ours || language == "en") return
+    if (!ours) return
+    for (const graph of graphs) graph.nodes.forEach((node) => translateNote(node, language))
+    if (language == "en") return
     const titles = (await (await fetch(new URL("titles.json", import.meta.url))).json())[language] ?? {}
     const ids = new Set(graphs.map((graph) => graph.id))
     for (const graph of graphs) {

@@ -95,6 +95,7 @@ SHOWN = """(() => {
         ...graph.groups.map(group => group.title),
         ...graph.nodes.flatMap(node => node.type.startsWith('KandinskyVideo') || node.subgraph
             ? [node.title, ...[...node.inputs, ...node.outputs, ...node.widgets ?? []].map(named)] : [node.title]),
+        ...graph.nodes.filter(node => node.type == 'MarkdownNote').map(note => note.widgets[0].value),
     ])
 })()"""
 # The editor's own: nodes that others translate, and what it calls the setting beside a seed.
@@ -107,9 +108,11 @@ def test_nothing_of_ours_is_left_in_english(address, name, language):
     async def look():
         async with Editor(address, locale=language) as editor:
             await editor.open(name, PACK)
-            return await editor.evaluate(SHOWN)
+            return await editor.evaluate(SHOWN), await editor.evaluate(CUT_NOTES)
 
-    shown = [text for text in asyncio.run(look()) if not HOSTS.search(text)]
+    shown, cut = asyncio.run(look())
+    shown = [text for text in shown if not HOSTS.search(text)]
+    assert cut == []
     letters = {"zh": r"[\u4e00-\u9fff]", "ru": "[А-Яа-яЁё]"}[language]
     assert len(shown) > 10
     assert {text for text in shown if not re.search(letters, text)} <= KEPT

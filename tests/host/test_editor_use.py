@@ -8,7 +8,7 @@ import pytest
 
 from tests.host.test_editor import UNKNOWN
 from tests.host.test_workflows import graphs_of
-from tools import templates
+from tools import notes, templates
 from tools.editor import Editor, find_chromium
 from tools.server import PACK
 
@@ -194,7 +194,7 @@ def test_a_missing_file_is_offered_for_download(address, name):
     expected = {}
     for node in (node for graph in graphs_of(workflow) for node in graph["nodes"]):
         for i, value in enumerate(node["widgets_values"]):
-            part = templates.TINY.get(value) if isinstance(value, str) else None
+            part = notes.TINY.get(value) if isinstance(value, str) else None
             if part is not None and part.file:
                 node["widgets_values"][i] = part.file
                 expected[part.file] = part.folder

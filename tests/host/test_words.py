@@ -8,7 +8,7 @@ import urllib.error
 import pytest
 
 from tests.host.test_workflows import graphs_of
-from tools import locales, templates
+from tools import locales, notes, templates
 from tools.host import ROOT
 from tools.locales import LANGUAGES, LOCALES
 from tools.server import PACK
@@ -94,6 +94,19 @@ def test_the_templates_titles_are_translated(language):
     words = json.loads((ROOT / "web" / "titles.json").read_text(encoding="utf-8"))[language]
     assert titles() - words.keys() == set(), "add them to web/titles.json"
     assert all(re.search(SCRIPTS[language], word) for word in words.values())
+
+
+@pytest.mark.parametrize("language", TRANSLATIONS)
+def test_every_note_is_translated(language):
+    """The same lines with the same numbers, and a place for all that is filled in."""
+    for english in notes.NOTES.glob("en/*.md"):
+        expected, found = notes.read("en", english.stem), notes.read(language, english.stem)
+        assert len(found.splitlines()) == len(expected.splitlines()), english
+        assert numbers(found) == numbers(expected), english
+        assert re.findall(r"{\w+}", found) == re.findall(r"{\w+}", expected), english
+        for line in found.splitlines():
+            assert re.search(SCRIPTS[language], line) or not line or line.startswith("{"), line
+    assert len(list(notes.NOTES.glob("en/*.md"))) == len(list(notes.NOTES.glob(f"{language}/*.md")))
 
 
 def page_path(id, language):

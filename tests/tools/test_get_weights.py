@@ -27,7 +27,7 @@ from kv_core.operations import TorchOperations
 from kv_core.published import FLAN_UL2, KANDINSKY, PUBLISHED
 from tests.recipe import fill
 from tests.tools.hub_server import HubServer
-from tools import get_weights, host, hub, templates, weights
+from tools import get_weights, host, hub, notes, templates, weights
 
 TINY = host.ROOT / "models"
 # Small, but with the published head_dim and groups, which a .pt file has no way to state.
@@ -456,8 +456,8 @@ def test_the_readme_has_the_tables_facts(key):
 
 
 def test_templates_link_to_the_published_files_of_their_tiny_ones():
-    links = {value: templates.links_to_models([value, "default"]).get("models") for value in templates.TINY}
-    assert [entry.part for entry in templates.TINY.values()] == [
+    links = {value: templates.links_to_models([value, "default"]).get("models") for value in notes.TINY}
+    assert [entry.part for entry in notes.TINY.values()] == [
         open_checkpoint(next(path for path in TINY.glob(f"*/{value}"))).part for value in links
     ]
     assert links["kv-tiny/flan-ul2"] is None, "a folder, which the editor cannot download"
@@ -469,4 +469,4 @@ def test_templates_link_to_the_published_files_of_their_tiny_ones():
         }
     ]
     # The editor offers a linked file when a list is set to its name, which no template does.
-    assert not {link["name"] for models in links.values() for link in models or []} & templates.TINY.keys()
+    assert not {link["name"] for models in links.values() for link in models or []} & notes.TINY.keys()
