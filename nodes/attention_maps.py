@@ -86,6 +86,11 @@ def enlarged(maps, shape):
 
 def by_word(maps, words):
     """(word, weights `[t, h, w]`) for each of `words`, the sum over its tokens."""
+    if sum(count for _, count in words) != maps.shape[-1]:
+        raise ValueError(
+            "Attention Maps needs positive as Encode Text (Flan-UL2) gives it, but another node put more text into it: "
+            "connect it directly."
+        )
     parts = maps.split([count for _, count in words], dim=-1)
     return [(word, part.sum(-1)) for (word, _), part in zip(words, parts)]
 

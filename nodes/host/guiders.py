@@ -189,11 +189,16 @@ def null_conditioning(model, positive):
 
 
 def _check_text(stage, name, conditioning, width):
-    for context, _ in conditioning:
+    for context, values in conditioning:
         if context.shape[-1] != width:
             raise ValueError(
                 f"{stage} needs {name} of width {width}, but got {context.shape[-1]}: load the text encoder and "
                 "projections that belong to this U-Net."
+            )
+        if "kv_texts" in values and not torch.equal(values["kv_texts"][0][1], context):
+            raise ValueError(
+                f"{stage} needs {name} as Encode Text over Time gives it, but another node changed it, which would act "
+                "on the first prompt only: connect it directly, or use Encode Text (Flan-UL2)."
             )
 
 

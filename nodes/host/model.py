@@ -234,7 +234,10 @@ class VideoModel(comfy.model_base.BaseModel):
         if mask is None:
             raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
         kept, count = not kwargs.get("hooks"), kwargs["noise"].shape[2]
-        texts = kwargs.get("kv_texts", [(0, kwargs["cross_attn"], mask)])
+        context = kwargs["cross_attn"]
+        # ComfyUI's Conditioning (Concat) appends tokens and drops their mask; what was masked is 0.
+        mask = torch.cat([mask, (context[:, mask.shape[1] :] != 0).any(-1).to(mask)], dim=1)
+        texts = kwargs.get("kv_texts", [(0, context, mask)])
         prompts = [Prompt(context, mask, kept) for _, context, mask in texts]
         frames = [sum(start <= frame for start, _, _ in texts) - 1 for frame in range(count)] if texts[1:] else None
         return {"prompts": CONDTuple((BranchPrompts(prompts, frames),))}

@@ -42,6 +42,19 @@ def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, m
     assert [shape[0] for shape in calls] == [1] * 9
 
 
+def test_prompts_joined_by_the_host_are_read_to_their_ends(stages, keyframe_model, calls):
+    """ComfyUI appends the tokens of the second prompt, and leaves the mask as short as the first one's was."""
+    from nodes import ConditioningConcat
+
+    (first, values), second = stages.text[0], torch.cat([torch.randn(1, 2, 32), torch.zeros(1, 1, 32)], dim=1)
+    joined = ConditioningConcat().concat(stages.text, [[second, {}]])[0]
+    mask = torch.cat([values["attention_mask"], torch.tensor([[1, 1, 0]])], dim=1)
+    whole = [[torch.cat([first, second], dim=1), {**values, "attention_mask": mask}]]
+    out = stages.keyframes(keyframe_model, steps=2, positive=joined)
+    assert torch.equal(out, stages.keyframes(keyframe_model, steps=2, positive=whole))
+    assert not torch.allclose(out, stages.keyframes(keyframe_model, steps=2), atol=1e-3)
+
+
 @pytest.fixture
 def little_memory(adapters, monkeypatch):
     """U-Nets that run out of memory with more than one branch at once; their calls' numbers of branches."""

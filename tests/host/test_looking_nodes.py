@@ -195,3 +195,8 @@ def test_attention_sheet(clip):
     empty = clip.node("TextEncode", text_encoder=clip.results["text_encoder"], text="", projection="base")
     with pytest.raises(ValueError, match="needs a prompt of at least one word"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": empty})
+    from nodes import ConditioningConcat
+
+    joined = ConditioningConcat().concat(clip.results["positive"], clip.results["positive"])[0]
+    with pytest.raises(ValueError, match="another node put more text into it"):
+        clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": joined})

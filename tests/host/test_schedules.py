@@ -179,6 +179,10 @@ WRONG = {
         lambda tiny: tiny.keyframes(CIRCLE, PROMPT, schedule=schedule(tiny, "guidance", "0: 1")),
         "Sample Keyframes has no guidance to schedule: choose motion_score or",
     ),
+    "prompts over time that another node changed": (
+        lambda tiny: tiny.keyframes(CIRCLE, [[0 * text, values] for text, values in over_time(tiny, SWITCH)]),
+        "Sample Keyframes needs positive as Encode Text over Time gives it, but another node changed it",
+    ),
     "a prompt behind the clip": (
         lambda tiny: tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 12: {PROMPT}")),
         "Sample Keyframes samples keyframes 0 to 11, but a prompt of Encode Text over Time begins at 12",
