@@ -30,7 +30,7 @@ class DDPM(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        sampling = model_wrap.inner_model.model_sampling
+        sampling = _published(model_wrap.inner_model.model_sampling, "DDPM (published)")
         timesteps, end = _steps(sampling, sigmas)
         table = sampling.sigmas.to(sigmas)
         # Where a mask holds something, the host's own wrapper puts it into every step's sample and prediction.
@@ -74,18 +74,22 @@ def schedule(model, spacing, steps, denoise=1.0):
     noise that the leading schedule of 50 steps begins with and the least there is.
     Raises ValueError for a MODEL of another kind.
     """
-    sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, ModelSampling):
-        raise ValueError(
-            f"Published Schedule needs a U-Net of Kandinsky Video, but got {type(model.model).__name__}: connect Load "
-            "U-Net."
-        )
+    sampling = _published(model.get_model_object("model_sampling"), "Published Schedule")
     total = min(int(steps / denoise), diffusion.TRAINING_STEPS)
     steps = min(steps, max(1, round(total * denoise)))
     if spacing == KARRAS:
         least, most = (float(sampling.sigmas[timestep]) for timestep in (0, diffusion.leading(50)[0]))
         return get_sigmas_karras(total, least, most)[-steps - 1 :]
     return sigmas_of(sampling, PUBLISHED[spacing](total)[-steps:])
+
+
+def _published(sampling, node):
+    if not isinstance(sampling, ModelSampling):
+        raise ValueError(
+            f"{node} needs the noise schedule of a Kandinsky Video U-Net, but got {type(sampling).__name__}: connect "
+            "Load U-Net, without a node such as ModelSamplingSD3 behind it."
+        )
+    return sampling
 
 
 def sigmas_of(sampling, timesteps):

@@ -19,10 +19,16 @@ class Guider(comfy.samplers.CFGGuider):
     """What every stage's guidance has in common.
 
     Predictions are clamped to [-1, 1] whatever the sampler, which is what the published dynamic thresholding comes to.
-    What a mask holds comes out as it went in. `schedule` lets weights change over the frames and in the run.
+    What a mask holds comes out as it went in. `schedule` lets weights change over the frames and in the run. shape: of
+    the latents that its conditions fit, if it is only one.
     """
 
     schedule = ()
+
+    def __init__(self, model, stage, shape=None):
+        super().__init__(model)
+        self.stage = stage
+        self.shape = shape
 
     def weight(self, parameter, default, x, sigma):
         """A guidance weight at this point of the run: a float, or `[1, 1, F, 1, 1]` where frames differ."""
@@ -45,6 +51,11 @@ class Guider(comfy.samplers.CFGGuider):
         return super().outer_predict_noise(x, timestep, model_options, seed).clamp(-1, 1)
 
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, **kwargs):
+        if self.shape and latent_image.shape[1:] != self.shape[1:]:
+            raise ValueError(
+                f"{self.stage} needs its own latent, {list(self.shape)}, but got {list(latent_image.shape)}: connect "
+                "its second output to the sampler."
+            )
         samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, **kwargs)
         if denoise_mask is None:
             return samples
@@ -107,7 +118,7 @@ def first_frame(stage, model, positive, negative, width, height, guidance):
     """The guider of a first frame of `width` x `height` pixels, and the LATENT `[1, 4, 1, height / 8, width / 8]`."""
     positive, unconditional = prepare(stage, model, KeyframeModel, positive, negative, guidance)
     values = {"kv_mode": "image"}
-    guider = TwoBranchGuider(model)
+    guider = TwoBranchGuider(model, stage)
     guider.set_conds(_set(positive, values), _set(unconditional, values))
     guider.set_cfg(guidance)
     return guider, {"samples": torch.zeros(1, 4, 1, height // 8, width // 8)}
@@ -132,11 +143,12 @@ def keyframes(
     by_frame = noise_augmentation if isinstance(noise_augmentation, list) else [noise_augmentation] * frames
     condition = frames_condition(shown, frames, by_frame, augmentation_noise(first_frame.shape))
     with_frame = {**values, "kv_condition": condition}
-    guider = ThreeBranchGuider(model)
+    latent = _latent(stage, held, start, (1, 4, frames, *first_frame.shape[-2:]))
+    guider = ThreeBranchGuider(model, stage, latent["samples"].shape)
     guider.set_conds(_set(positive, with_frame), _set(unconditional, with_frame), _set(unconditional, values))
     guider.set_cfg(text_guidance, image_guidance)
     guider.schedule = schedule
-    return guider, _latent(stage, held, start, (1, 4, frames, *first_frame.shape[-2:]))
+    return guider, latent
 
 
 def interpolation(stage, model, positive, negative, samples, skip_frames, guidance, schedule=()):
@@ -144,11 +156,12 @@ def interpolation(stage, model, positive, negative, samples, skip_frames, guidan
     positive, unconditional = prepare(stage, model, InterpolationModel, positive, negative, guidance)
     _check_frames(stage, "gaps", samples.shape[2] - 1, positive, unconditional)
     values = {"kv_skip_frames": skip_frames}
-    guider = TwoBranchGuider(model)
+    latent = torch.zeros(1, 12, samples.shape[2] - 1, *samples.shape[-2:])
+    guider = TwoBranchGuider(model, stage, latent.shape)
     guider.set_conds(_set(positive, {**values, "kv_neighbours": neighbours(samples)}), _set(unconditional, values))
     guider.set_cfg(guidance)
     guider.schedule = _checked(stage, schedule, "guidance")
-    return guider, {"samples": torch.zeros(1, 12, samples.shape[2] - 1, *samples.shape[-2:])}
+    return guider, {"samples": latent}
 
 
 def prepare(stage, model, model_class, positive, negative, *guidance):

@@ -124,13 +124,26 @@ def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
 
 def test_a_foreign_model_has_no_published_schedule(tiny):
     class Stranger:
-        model = torch.nn.Linear(1, 1)
-
         def get_model_object(self, name):
-            return None
+            return torch.nn.Identity()
 
-    with pytest.raises(ValueError, match="needs a U-Net of Kandinsky Video, but got Linear"):
+    with pytest.raises(ValueError, match="needs the noise schedule of a Kandinsky Video U-Net, but got Identity: "):
         sigmas(tiny, model=Stranger())
+
+
+def test_a_replaced_noise_schedule_is_refused(tiny):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    flow = ModelSamplingSD3().patch(tiny.unet, 3.0)[0]
+    with pytest.raises(ValueError, match=r"DDPM \(published\) needs the noise schedule of .* without a node such as"):
+        tiny.keyframes(CIRCLE, PROMPT, model=flow)
+
+
+def test_a_guider_takes_its_own_latent_only(tiny, published):
+    guider, latent = keyframe_guider(tiny)
+    other = {"samples": latent["samples"][:, :, :-1]}
+    with pytest.raises(ValueError, match=r"Keyframe Guider needs its own latent, \[1, 4, 12, 8, 8\], but got .* 11"):
+        sample(guider, other, sigmas(tiny, steps=2), published)
 
 
 def check_clip(tiny, samples):
