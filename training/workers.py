@@ -7,6 +7,10 @@ import contextlib
 import datetime
 
 import torch
+
+# The defaults of its functions keep the group there is when it is imported, which torch's optimisers do. Then the
+# group's threads outlive it, and sometimes abort the process as it ends.
+import torch.distributed.nn  # noqa: F401
 from torch import distributed
 
 
