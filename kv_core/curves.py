@@ -14,7 +14,9 @@ PARAMETERS = {
 }
 FIXED = ("motion_score", "noise_augmentation")  # whole numbers, the same at all steps of a run
 
-_ENTRY = re.compile(r"\s*(?P<frame>\d+)\s*:\s*(?P<value>.*?)\s*", re.DOTALL)
+# Also with the wide marks that a Chinese keyboard writes.
+_ENTRY = re.compile(r"\s*(?P<frame>\d+)\s*[:：]\s*(?P<value>.*?)\s*", re.DOTALL)
+_BETWEEN = re.compile(r"[;；\n]")
 
 
 def entries(text, example):
@@ -23,7 +25,7 @@ def entries(text, example):
     Frames rise. `where` names the entry in messages. Raises ValueError with the position of the mistake, and `example`.
     """
     found, last, start = [], -1, 0
-    for number, entry in enumerate(re.split(r"[;\n]", text), 1):
+    for number, entry in enumerate(_BETWEEN.split(text), 1):
         begins = start + len(entry) - len(entry.lstrip()) + 1
         start += len(entry) + 1
         if not entry.strip():
@@ -71,6 +73,14 @@ class Curve:
 
     points: tuple[tuple[int, float], ...]
     interpolation: str = "step"
+
+    @property
+    def last_begins(self):
+        """The first frame that its last entry acts on; 0 where it is the only one."""
+        if len(self.points) == 1:
+            return 0
+        (before, _), (last, _) = self.points[-2:]
+        return last if self.interpolation == "step" else before + 1
 
     def values(self, count):
         return [self._at(frame) for frame in range(count)]

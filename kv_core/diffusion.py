@@ -31,21 +31,21 @@ def alphas_cumprod():
     return (1 - betas).cumprod(0)
 
 
-def leading(steps):
-    """Evenly spaced timesteps that end at 0, descending: 980, 960, ..., 0 for 50 steps. `steps` in 1..1000."""
-    stride = TRAINING_STEPS // _checked(steps)
+def leading(steps, below=TRAINING_STEPS):
+    """Evenly spaced timesteps that end at 0, descending: 980, 960, ..., 0 for 50 steps. `steps` in 1..below."""
+    stride = below // _checked(steps, below)
     return [i * stride for i in reversed(range(steps))]
 
 
-def trailing(steps):
-    """Evenly spaced timesteps that begin at 999, descending: 999, 899, ..., 99 for 10 steps. `steps` in 1..1000."""
-    stride = TRAINING_STEPS / _checked(steps)
-    return [round(TRAINING_STEPS - i * stride) - 1 for i in range(steps)]
+def trailing(steps, below=TRAINING_STEPS):
+    """Evenly spaced timesteps that begin at below - 1, descending: 999, 899, ..., 99 for 10 steps."""
+    stride = below / _checked(steps, below)
+    return [round(below - i * stride) - 1 for i in range(steps)]
 
 
-def _checked(steps):
-    if not 1 <= steps <= TRAINING_STEPS:
-        raise ValueError(f"steps is {steps}, expected 1 to {TRAINING_STEPS}.")
+def _checked(steps, most):
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps}, expected 1 to {most}.")
     return steps
 
 

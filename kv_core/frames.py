@@ -48,10 +48,11 @@ class FrameCondition:
 def placed(conditions, first_frame, frames):
     """({index: frame shown}, {index: frame held}) of a clip of `frames`, each `[1, 4, 1, h, w]`.
 
-    A first frame is shown unless a condition takes its place; where two conditions do, the later one counts.
+    The first frame is shown in its place unless a condition shows another there; of two conditions for one place only
+    the later one counts.
     Raises ValueError with the number of the condition that does not fit.
     """
-    shown, held = {0: first_frame}, {}
+    shown, held = {}, {}
     for number, condition in enumerate(conditions, 1):
         count, size = condition.samples.shape[2], condition.samples.shape[-2:]
         start = condition.position + (frames if condition.position < 0 else 0)
@@ -65,11 +66,12 @@ def placed(conditions, first_frame, frames):
                 f"condition {number} has frames of {in_pixels(size)} pixels, but the first frame has "
                 f"{in_pixels(first_frame.shape[-2:])}: encode them at its size."
             )
-        for i, frame in enumerate(condition.samples.split(1, dim=2)):
+        for index, frame in enumerate(condition.samples.split(1, dim=2), start):
             for wanted, places in ((condition.shown, shown), (condition.held, held)):
+                places.pop(index, None)
                 if wanted:
-                    places[start + i] = frame
-    return shown, held
+                    places[index] = frame
+    return {0: first_frame, **shown}, held
 
 
 def in_pixels(size):

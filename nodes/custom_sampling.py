@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..kv_core.diffusion import SeededNoise
 from ..kv_core.frames import MOTION_SCORES, interleave
 from . import interpolation, keyframes, sockets
-from .host import ddpm, guiders
+from .host import ddpm, guiders, report
 from .inputs import (
     EXPERIMENTS,
     check_size,
@@ -250,4 +250,5 @@ class FillGaps(io.ComfyNode):
                 "connect the frames that Interpolation Guider has."
             )
         video = interleave(frames.to(predicted), sockets.finite(predicted, "The interpolation U-Net"))
-        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1))
+        history = report.history_of(samples)
+        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))

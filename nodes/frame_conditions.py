@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..kv_core.frames import FrameCondition as Given
 from ..kv_core.frames import in_pixels, join
 from . import sockets
+from .host import report
 from .inputs import EXPERIMENTS
 
 # What the sampling does with a frame that is given: shown to the U-Net, held.
@@ -115,7 +116,7 @@ class PickFrames(io.ComfyNode):
             )
         picked = given[:, :, start : start + count].contiguous()
         if count == 1:
-            return io.NodeOutput(sockets.latent("frame", picked))
+            return io.NodeOutput(sockets.latent("frame", picked, history=report.history_of(samples)))
         return io.NodeOutput({**samples, "samples": picked})
 
 
@@ -169,4 +170,5 @@ class JoinClips(io.ComfyNode):
                 f"Join Clips needs {shared} shared frames in both clips, but they have {one.shape[2]} and "
                 f"{other.shape[2]}: lower shared."
             )
-        return io.NodeOutput({**first, "samples": join(one, other, shared)})
+        history = report.history_of(first, second)
+        return io.NodeOutput({**first, "samples": join(one, other, shared), "history": history})

@@ -114,7 +114,7 @@ class Keyframes(io.ComfyNode):
         frame_conditions=(), start=None, denoise=1.0,
     ) -> io.NodeOutput:  # fmt: skip
         frame, begun = sockets.samples_of(first_frame, "frame", sampled=True), started(start)
-        with report.measured("Sample Keyframes", first_frame) as history:
+        with report.measured("Sample Keyframes", first_frame, start or {}) as history:
             samples = sampling.sample_keyframes(
                 model,
                 positive,

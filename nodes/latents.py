@@ -48,7 +48,8 @@ class FromLatent(io.ComfyNode):
             inputs=[
                 io.Latent.Input(
                     "latent",
-                    tooltip="A latent of a Kandinsky MoVQ: [1, 4, frames, h, w], or a batch whose items become frames.",
+                    tooltip="A latent of a Kandinsky MoVQ: [1, 4, frames, h, w], or a batch whose items become frames. "
+                    "A mask in it is left out: it works on the latent of Keyframe Guider.",
                 ),
                 io.Combo.Input(
                     "kind",

@@ -66,12 +66,18 @@ def attention_maps(model, positive, samples, timestep, noise):
     """
     positive, _ = prepare("Attention Maps", model, host_model.KeyframeModel, positive, positive)
     watch, clone = Watch(), model.clone()
+    clone.model_options.pop("context_handler", None)  # one pass over all frames is what is watched
     clone.add_wrapper(WrappersMP.DIFFUSION_MODEL, watch)
     guider = comfy.samplers.CFGGuider(clone)
     guider.set_conds(_with_first_frame(positive[:1], samples, noise), [])
     guider.set_cfg(1.0)
     sigma = clone.get_model_object("model_sampling").sigmas[timestep]
     guider.sample(noise.initial(samples.shape), samples, OnePass(), torch.stack([sigma, 0 * sigma]), seed=noise.seed)
+    if not watch.maps and positive[0][1]["attention_mask"].sum() > 1:
+        raise ValueError(
+            f"Attention Maps found no attention to the prompt at noise level {timestep}: it is switched off in the "
+            "model, or the prompt does not count there, by ConditioningSetTimestepRange or the like."
+        )
     if not watch.maps:
         raise ValueError("Attention Maps needs a prompt of at least one word, but got an empty one: write one.")
     return {level: torch.stack(maps).mean(0) for level, maps in sorted(watch.maps.items())}

@@ -68,19 +68,19 @@ def _steps(sampling, sigmas):
 
 
 def schedule(model, spacing, steps, denoise=1.0):
-    """SIGMAS `[steps + 1]`: the last `steps` of steps / denoise in one of SPACINGS, and 0; less where there are less.
+    """SIGMAS `[steps + 1]`: levels of the last `denoise` of the way from noise in one of SPACINGS, and 0.
 
-    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5, between the
-    noise that the leading schedule of 50 steps begins with and the least there is.
+    The published spacings have no more levels than there are training steps on that way. karras: Karras et al. 2022,
+    "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5, between the noise that the leading
+    schedule of 50 steps begins with and the least there is.
     Raises ValueError for a MODEL of another kind.
     """
     sampling = _published(model.get_model_object("model_sampling"), "Published Schedule")
-    total = min(int(steps / denoise), diffusion.TRAINING_STEPS)
-    steps = min(steps, max(1, round(total * denoise)))
     if spacing == KARRAS:
         least, most = (float(sampling.sigmas[timestep]) for timestep in (0, diffusion.leading(50)[0]))
-        return get_sigmas_karras(total, least, most)[-steps - 1 :]
-    return sigmas_of(sampling, PUBLISHED[spacing](total)[-steps:])
+        return get_sigmas_karras(int(steps / denoise), least, most)[-steps - 1 :]
+    below = max(1, round(diffusion.TRAINING_STEPS * denoise))
+    return sigmas_of(sampling, PUBLISHED[spacing](min(steps, below), below))
 
 
 def _published(sampling, node):
@@ -97,11 +97,13 @@ def sigmas_of(sampling, timesteps):
 
 
 def check_sigmas(stage, sigmas):
-    """The SIGMAS as they are; raises ValueError where no sampler could follow them."""
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not sigmas.isfinite().all() or (sigmas.diff() > 0).any():
+    """The SIGMAS as they are; raises ValueError where no sampler could follow them to a clean latent."""
+    falling = sigmas.ndim == 1 and len(sigmas) > 1 and sigmas.isfinite().all() and (sigmas.diff() <= 0).all()
+    if not falling or not sigmas[:-1].all() or sigmas[-1]:
         raise ValueError(
-            f"{stage} needs sigmas that fall to 0, at least 2 of them, but got {_shown(sigmas)}: connect Published "
-            "Schedule or another scheduler."
+            f"{stage} needs sigmas that fall to 0, at least 2 of them and only the last one 0, but got "
+            f"{_shown(sigmas)}: connect all of Published Schedule or of another scheduler; a part of one is for "
+            "SamplerCustomAdvanced."
         )
     return sigmas
 

@@ -1,5 +1,6 @@
 """The published guidance of each stage as a GUIDER of the host, with the latent to sample."""
 
+import logging
 import math
 
 import comfy.samplers
@@ -31,21 +32,25 @@ class Guider(comfy.samplers.CFGGuider):
         self.shape = shape
 
     def weight(self, parameter, default, x, sigma):
-        """A guidance weight at this point of the run: a float, or `[1, 1, F, 1, 1]` where frames differ."""
-        timestep = float(self.inner_model.model_sampling.timestep(sigma[:1]))
-        percent = 100 * (1 - timestep / (diffusion.TRAINING_STEPS - 1))
+        """A guidance weight at this point of the run: a float, or `[F, 1, 1]` where frames differ."""
+        percent = _percent(self.inner_model.model_sampling, sigma[:1])
         found = curves.at(self.schedule, parameter, default, x.shape[2], percent)
         return x.new_tensor(found)[:, None, None] if isinstance(found, list) else found
 
     def predictions(self, conds, scale, x, timestep, model_options):
         """What the model predicts for each of `conds`, behind the host's hooks for that."""
         out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        point = self.point(scale, x, timestep, model_options)
         for function in model_options.get("sampler_pre_cfg_function", []):
-            out = function({
-                "conds": conds, "conds_out": out, "cond_scale": scale, "timestep": timestep, "input": x,
-                "sigma": timestep, "model": self.inner_model, "model_options": model_options,
-            })  # fmt: skip
+            out = function({**point, "conds": conds, "conds_out": out})
         return out
+
+    def point(self, scale, x, timestep, model_options):
+        """What the host's hooks are told of this point of the run."""
+        return {
+            "cond_scale": scale, "input": x, "timestep": timestep, "sigma": timestep, "model": self.inner_model,
+            "model_options": model_options,
+        }  # fmt: skip
 
     def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         return super().outer_predict_noise(x, timestep, model_options, seed).clamp(-1, 1)
@@ -56,11 +61,21 @@ class Guider(comfy.samplers.CFGGuider):
                 f"{self.stage} needs its own latent, {list(self.shape)}, but got {list(latent_image.shape)}: connect "
                 "its second output to the sampler."
             )
+        self.warn_of_idle_windows(sigmas)
         samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, **kwargs)
         if denoise_mask is None:
             return samples
         held = comfy.utils.reshape_mask(denoise_mask, samples.shape).to(samples.device) == 0
         return torch.where(held, latent_image.to(samples), samples)
+
+    def warn_of_idle_windows(self, sigmas):
+        sampling = self.model_patcher.get_model_object("model_sampling")
+        for entry in self.schedule:
+            if not any(entry.acts(_percent(sampling, sigma)) for sigma in sigmas[:-1]):
+                logging.warning(
+                    f"{self.stage}: the schedule of {entry.parameter} from {entry.start:g} to {entry.end:g} percent "
+                    "acts at no step of this run: widen it, or take more steps."
+                )
 
 
 class TwoBranchGuider(Guider):
@@ -94,24 +109,37 @@ class ThreeBranchGuider(Guider):
         self.image = image
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        keep = model_options.get("disable_cfg1_optimization", False)
+        replaced = model_options.get("sampler_cfg_function")
+        keep = replaced is not None or model_options.get("disable_cfg1_optimization", False)
         text = self.weight("text_guidance", self.text, x, timestep)
         image = self.weight("image_guidance", self.image, x, timestep)
         weights = {"positive": text, "image": image - text, "negative": 1 - image}
         conds = [self.conds[name] if keep or _any(weight) else None for name, weight in weights.items()]
-        full, alone, none = self.predictions(conds, text, x, timestep, model_options)
-        denoised = diffusion.guide_three(full, alone, none, text, image)
+        out = self.predictions(conds, text, x, timestep, model_options)
+        point = self.point(text, x, timestep, model_options)
+        if replaced is None:
+            denoised = diffusion.guide_three(*out, text, image)
+        else:
+            # The same sum as u + text (c - u), which is all that such a function knows.
+            c, u = (diffusion.guide_three(*out, end, image) for end in (1, 0))
+            denoised = x - replaced({
+                **point, "cond": x - c, "uncond": x - u, "cond_denoised": c, "uncond_denoised": u
+            })  # fmt: skip
         for function in model_options.get("sampler_post_cfg_function", []):
             denoised = function({
-                "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": full,
-                "uncond_denoised": none, "cond_scale": text, "sigma": timestep, "input": x, "model": self.inner_model,
-                "model_options": model_options,
+                **point, "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": out[0],
+                "uncond_denoised": out[2],
             })  # fmt: skip
         return denoised
 
 
 def _any(weight):
     return bool(weight.any()) if torch.is_tensor(weight) else weight != 0
+
+
+def _percent(sampling, sigma):
+    """How far a run is at this noise, from 0 to 100."""
+    return 100 * (1 - float(sampling.timestep(sigma)) / (diffusion.TRAINING_STEPS - 1))
 
 
 def first_frame(stage, model, positive, negative, width, height, guidance):
@@ -133,7 +161,7 @@ def keyframes(
     augmentation_noise(shape) gives what is put over the first frame. A schedule's values stand in for these numbers.
     conditions: kv_core.frames.FrameCondition. start `[1, 4, frames, h, w]`: what the clip is sampled from.
     """
-    schedule = _checked(stage, schedule, *KEYFRAME_PARAMETERS)
+    schedule = _checked(stage, schedule, "keyframes", frames, *KEYFRAME_PARAMETERS)
     motion_score = curves.at(schedule, "motion_score", motion_score, frames)
     noise_augmentation = curves.at(schedule, "noise_augmentation", noise_augmentation, frames)
     positive, unconditional = prepare(stage, model, KeyframeModel, positive, negative, text_guidance, image_guidance)
@@ -160,7 +188,7 @@ def interpolation(stage, model, positive, negative, samples, skip_frames, guidan
     guider = TwoBranchGuider(model, stage, latent.shape)
     guider.set_conds(_set(positive, {**values, "kv_neighbours": neighbours(samples)}), _set(unconditional, values))
     guider.set_cfg(guidance)
-    guider.schedule = _checked(stage, schedule, "guidance")
+    guider.schedule = _checked(stage, schedule, "gaps", latent.shape[2], "guidance")
     return guider, {"samples": latent}
 
 
@@ -203,6 +231,10 @@ def null_conditioning(model, positive):
 
 def _check_text(stage, name, conditioning, width):
     for context, values in conditioning:
+        if "projection" not in values:
+            raise ValueError(
+                f"{stage} needs {name} from Encode Text (Flan-UL2), but got another encoder's: connect that node."
+            )
         if context.shape[-1] != width:
             raise ValueError(
                 f"{stage} needs {name} of width {width}, but got {context.shape[-1]}: load the text encoder and "
@@ -225,11 +257,16 @@ def _check_frames(stage, kind, count, *conditionings):
             )
 
 
-def _checked(stage, schedule, *parameters):
+def _checked(stage, schedule, kind, count, *parameters):
     for entry in schedule:
         if entry.parameter not in parameters:
             raise ValueError(
                 f"{stage} has no {entry.parameter} to schedule: choose {' or '.join(parameters)} in Schedule."
+            )
+        if entry.curve.last_begins >= count:
+            raise ValueError(
+                f"{stage} samples {kind} 0 to {count - 1}, but the last entry of the schedule of {entry.parameter} "
+                f"acts only from {entry.curve.last_begins} on: let it begin earlier."
             )
     return schedule
 

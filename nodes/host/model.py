@@ -230,17 +230,25 @@ class VideoModel(comfy.model_base.BaseModel):
         self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = rgb, bias
 
     def extra_conds(self, **kwargs):
-        mask = kwargs.get("attention_mask")
-        if mask is None:
+        if "projection" not in kwargs:
             raise ValueError("This U-Net needs text from Encode Text (Flan-UL2), but got another encoder's.")
+        self.check_latent(kwargs["noise"].shape)
         kept, count = not kwargs.get("hooks"), kwargs["noise"].shape[2]
-        context = kwargs["cross_attn"]
+        context, mask = kwargs["cross_attn"], kwargs["attention_mask"]
         # ComfyUI's Conditioning (Concat) appends tokens and drops their mask; what was masked is 0.
         mask = torch.cat([mask, (context[:, mask.shape[1] :] != 0).any(-1).to(mask)], dim=1)
         texts = kwargs.get("kv_texts", [(0, context, mask)])
         prompts = [Prompt(context, mask, kept) for _, context, mask in texts]
         frames = [sum(start <= frame for start, _, _ in texts) - 1 for frame in range(count)] if texts[1:] else None
         return {"prompts": CONDTuple((BranchPrompts(prompts, frames),))}
+
+    def check_latent(self, shape):
+        channels, step = self.latent_format.latent_channels, 2 ** (len(self.diffusion_model.down_samples) - 1)
+        if len(shape) != 5 or shape[1] != channels or shape[3] % step or shape[4] % step:
+            raise ValueError(
+                f"This U-Net samples latents [1, {channels}, frames, h, w] with h and w multiples of {step}, but got "
+                f"{list(shape)}: connect the latent of its guider, or an empty one of such a size."
+            )
 
     def _apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, *, prompts, **conditions,  # noqa: B006
@@ -310,8 +318,12 @@ class KeyframeModel(VideoModel):
 
     def extra_conds(self, **kwargs):
         noise, device = kwargs["noise"], kwargs["device"]
-        count = noise.shape[2]
-        condition = kwargs.get("kv_condition")
+        values, count = super().extra_conds(**kwargs), noise.shape[2]
+        condition, mode = kwargs.get("kv_condition"), kwargs.get("kv_mode", "image" if count == 1 else "video")
+        if mode == "image" and count != 1:
+            raise ValueError(
+                f"A first frame is one frame, but the latent has {count}: connect the latent of First Frame Guider."
+            )
         if condition is None:
             condition = torch.zeros_like(noise[:1, :1]).expand(-1, 5, -1, -1, -1)
 
@@ -319,9 +331,9 @@ class KeyframeModel(VideoModel):
             value = kwargs.get(key, default)
             return comfy.conds.CONDRegular(torch.as_tensor(value, dtype=torch.long, device=device).expand(1, count))
 
-        return super().extra_conds(**kwargs) | {
+        return values | {
             "c_concat": comfy.conds.CONDNoiseShape(condition.to(device)),
-            "mode": comfy.conds.CONDConstant(kwargs.get("kv_mode", "image" if count == 1 else "video")),
+            "mode": comfy.conds.CONDConstant(mode),
             "motion_score": per_frame("kv_motion_score", DEFAULT_MOTION_SCORE),
             "noise_augmentation": per_frame("kv_noise_augmentation", DEFAULT_NOISE_AUGMENTATION),
         }

@@ -14,6 +14,14 @@ from . import process
 GIGA = 1e9
 
 
+def history_of(*latents):
+    """The records of all that led to these latents, each once, in order."""
+    history = []
+    for latent in latents:
+        history += [record for record in latent.get("history", ()) if record not in history]
+    return history
+
+
 @contextlib.contextmanager
 def measured(stage, *before):
     """Times the block as `stage`, and logs it where it succeeds.
@@ -22,7 +30,7 @@ def measured(stage, *before):
     from, then its own: {"stage", "seconds", "peak_gb"}. peak_gb, in 10^9 bytes, is the most memory that was allocated
     meanwhile where the host computes by CUDA; elsewhere the most that its process ever held.
     """
-    history = [record for latent in before for record in latent.get("history", ())]
+    history = history_of(*before)
     device = comfy.model_management.get_torch_device()
     cuda = device.type == "cuda"
     if cuda:

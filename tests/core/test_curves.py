@@ -11,6 +11,7 @@ def test_text_becomes_points():
     assert numbers(" 2: 10;6:5e1 ", 0, 100) == POINTS
     assert numbers("2: 10\n\n6: 50\n", 0, 100) == POINTS
     assert texts("0: a red circle; 6 : on the left: a circle") == [(0, "a red circle"), (6, "on the left: a circle")]
+    assert numbers("2：10；6：50", 0, 100) == POINTS, "as a Chinese keyboard writes it"
     assert texts("0:") == [(0, "")], "a prompt may be empty"
 
 
@@ -30,12 +31,18 @@ def test_curves(interpolation, expected):
     ("0: 10; 6: 20; 4: 30", "entry 3, at character 15: frame 4 comes after frame 6: let frames rise"),
     ("0: 10; 0: 20", "entry 2, at character 8: frame 0 comes after frame 0"),
     ("0: ten", "entry 1, at character 1: 'ten' is not a number: write such as '0: 0'"),
+    ("0：10；6", "entry 2, at character 6: '6' is not 'frame: value'"),
     ("0: 10; 3: 101", "entry 2, at character 8: 101 is out of range: write 0 to 100"),
     ("0: nan", "entry 1, at character 1: nan is out of range"),
 ])  # fmt: skip
 def test_mistakes_are_placed(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         numbers(text, 0, 100)
+
+
+def test_where_the_last_entry_begins_to_act():
+    assert [Curve(POINTS, kind).last_begins for kind in ("step", "linear", "smooth")] == [6, 3, 3]
+    assert Curve(((9, 1.0),)).last_begins == 0, "the only one holds everywhere"
 
 
 def test_prompts_begin_at_the_first_frame():

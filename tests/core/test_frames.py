@@ -34,10 +34,21 @@ def test_places():
     conditions = [FrameCondition(three, -3, shown=True, held=True), FrameCondition(one, 0, shown=False, held=True),
                   FrameCondition(one, 5, shown=True, held=False)]  # fmt: skip
     shown, held = placed(conditions, FIRST, 6)
-    assert sorted(shown) == [0, 3, 4, 5] and sorted(held) == [0, 3, 4, 5]
+    assert sorted(shown) == [0, 3, 4, 5] and sorted(held) == [0, 3, 4]
     assert shown[0] is FIRST and torch.equal(held[0], one), "what is only held is not shown"
-    assert torch.equal(shown[5], one) and torch.equal(held[5], three[:, :, 2:]), "the later one takes a place over"
+    assert torch.equal(shown[5], one), "the later one takes a place over"
     assert placed((), FIRST, 6) == ({0: FIRST}, {})
+
+
+def test_of_two_conditions_for_a_place_only_the_later_one_counts():
+    show = FrameCondition(frames(1, 7), 0, shown=True, held=False)
+    hold = FrameCondition(frames(1, 9), 0, shown=False, held=True)
+    for conditions, expected_shown, expected_held in (
+        ([show], 7, {}), ([hold], 0, {0: 9}), ([show, hold], 0, {0: 9}), ([hold, show], 7, {})
+    ):  # fmt: skip
+        shown, held = placed(conditions, FIRST, 6)
+        assert shown.keys() == {0} and shown[0].unique() == expected_shown
+        assert {place: frame.unique().item() for place, frame in held.items()} == expected_held
 
 
 @pytest.mark.parametrize("position, count, size, sentence", [

@@ -115,7 +115,9 @@ class Stages:
         self.sampling = sampling
         self.tensors, self.case = recipe.golden("loops")
         self.guidance = self.case["guidance"]
-        self.text = [[self.tensors["context"], {"attention_mask": self.tensors["context_mask"]}]]
+        self.text = [
+            [self.tensors["context"], {"attention_mask": self.tensors["context_mask"], "projection": "base"}]
+        ]
 
     def first_frame(self, model, **changes):
         settings = {

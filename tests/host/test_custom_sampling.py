@@ -13,7 +13,7 @@ PROMPT = "a red circle moving right on a black background"
 QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
 
 
-def sample(guider, latent, sigmas, sampler=None, noise=None, pack=None):
+def sample(guider, latent, sigmas, sampler=None, noise=None):
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
     with torch.inference_mode():
@@ -89,6 +89,21 @@ def test_schedules(tiny, adapters):
     assert len(sigmas(tiny, steps=600, denoise=0.5)) == 501, "there are no more below the middle"
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "karras"])
+def test_a_part_of_a_schedule_has_all_its_steps(tiny, adapters, spacing):
+    """Also where steps / denoise is no whole number; it begins as near to that part as the spacing can."""
+    sampling = tiny.unet.get_model_object("model_sampling")
+    for steps in (1, 7, 10):
+        for percent in range(5, 100, 9):
+            found = sigmas(tiny, spacing, steps, percent / 100)
+            assert len(found) == steps + 1 and found[-1] == 0 and (found.diff() < 0).all()
+            first = float(sampling.timestep(found[:1]))
+            if spacing == "trailing":
+                assert first == 10 * percent - 1
+            if spacing == "leading":
+                assert first == 10 * percent // steps * (steps - 1)
+
+
 def test_a_schedule_split_in_two_goes_on_where_it_stopped(tiny, published):
     """Without noise in the steps the halves give what the whole gives."""
     from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
@@ -112,12 +127,12 @@ def test_a_schedule_split_in_two_goes_on_where_it_stopped(tiny, published):
     (torch.tensor([]), "but got none"),
     (torch.tensor([0.0, 1.0, 2.0]), "but got 0, 1, 2"),
     (torch.tensor([float("nan"), 0.0]), "but got nan, 0"),
-    (torch.zeros(2, 2), "but got 0, 0, 0, 0"),
+    (torch.tensor([float("inf"), 0.0]), "but got inf, 0"),
+    (torch.tensor([[2.0, 1.0], [1.0, 0.0]]), "but got 2, 1, 1, 0"),
+    (torch.tensor([2.0, 0.0, 0.0]), "but got 2, 0, 0"),
+    (torch.tensor([4.0, 2.0]), "but got 4, 2: .*; a part of one is for SamplerCustomAdvanced"),
 ])  # fmt: skip
 def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
-    if wrong.ndim == 2:
-        wrong[0] = float("inf")
-        shown = "but got inf, inf"
     with pytest.raises(ValueError, match=f"Sample Keyframes needs sigmas that fall to 0.*{shown}"):
         tiny.keyframes(CIRCLE, PROMPT, sigmas=wrong)
 
@@ -144,6 +159,30 @@ def test_a_guider_takes_its_own_latent_only(tiny, published):
     other = {"samples": latent["samples"][:, :, :-1]}
     with pytest.raises(ValueError, match=r"Keyframe Guider needs its own latent, \[1, 4, 12, 8, 8\], but got .* 11"):
         sample(guider, other, sigmas(tiny, steps=2), published)
+
+
+LATENTS = {
+    "another model's": (torch.ones(1, 16, 12, 8, 8), r"latents \[1, 4, frames, h, w\] .* but got \[1, 16, 12, 8, 8\]"),
+    "a size between": (torch.ones(1, 4, 12, 9, 8), r"h and w multiples of 4, but got \[1, 4, 12, 9, 8\]: connect"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LATENTS)
+def test_the_hosts_ksampler_says_which_latent_the_unet_takes(tiny, case):
+    from nodes import KSampler
+
+    samples, sentence = LATENTS[case]
+    text = tiny.text(PROMPT)
+    with pytest.raises(ValueError, match=sentence):
+        KSampler().sample(tiny.unet, 0, 1, 1.0, "euler", "normal", text, text, {"samples": samples})
+
+
+def test_a_first_frame_is_not_sampled_over_several_frames(tiny, published):
+    guider, _ = tiny.nodes(
+        "FirstFrameGuider", model=tiny.unet, positive=tiny.text(PROMPT), width=64, height=64, guidance=5.0
+    )
+    with pytest.raises(ValueError, match="A first frame is one frame, but the latent has 12: connect the latent of"):
+        sample(guider, {"samples": torch.zeros(1, 4, 12, 8, 8)}, sigmas(tiny, steps=2), published)
 
 
 def check_clip(tiny, samples):

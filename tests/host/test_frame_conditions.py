@@ -55,6 +55,14 @@ def test_a_held_frame_comes_out_of_the_hosts_sampler_too(tiny):
     assert torch.equal(out, stage) and torch.equal(out[:, :, 11:], last["samples"])
 
 
+def test_of_two_conditions_for_a_place_only_the_later_one_counts(tiny):
+    one, other = at(tiny, END), at(tiny, (23, 31))
+    alone = tiny.keyframes(CIRCLE, PROMPT, steps=2, frame_conditions=given(tiny, other, -1, "show"))["samples"]
+    for use in ("hold", "hold and show"):
+        both = given(tiny, other, -1, "show", previous=given(tiny, one, -1, use))
+        assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=2, frame_conditions=both)["samples"], alone)
+
+
 def test_what_is_shown_reaches_the_unet(tiny, adapters, monkeypatch):
     seen = []
     forward = adapters.model.HostKeyframeUNet._forward

@@ -32,7 +32,7 @@ def test_the_null_embedding_as_negative_prompt_changes_nothing(stages, adapters,
 
 
 def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, monkeypatch):
-    negative = [[torch.ones(1, 3, 32), {"attention_mask": torch.ones(1, 3, dtype=torch.long)}]]
+    negative = [[torch.ones(1, 3, 32), {"attention_mask": torch.ones(1, 3, dtype=torch.long), "projection": "base"}]]
     out = stages.keyframes(keyframe_model, steps=3, negative=negative)
     assert not torch.allclose(out, stages.keyframes(keyframe_model, steps=3), atol=1e-3)
     assert [shape[0] for shape in calls[:3]] == [3, 3, 3], "texts of any length go together"
@@ -190,6 +190,26 @@ def test_hooks_see_the_final_combination(stages, keyframe_model):
     assert len(seen) == 2 and torch.allclose(out, seen[-1].clamp(-1, 1), atol=1e-6)
 
 
+def test_a_function_in_the_place_of_guidance(stages, keyframe_model, calls):
+    """It sees two predictions and one scale, whose plain combination is the guidance of three branches."""
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    def plain(args):
+        assert args["cond_scale"] == 5.0
+        return args["uncond"] + args["cond_scale"] * (args["cond"] - args["uncond"])
+
+    patched = keyframe_model.clone()
+    patched.set_model_sampler_cfg_function(plain)
+    for image_guidance in (3.0, 1.0, 5.0):  # at 1 and at 5 one branch has no weight, but is part of both predictions
+        settings = {"steps": 3, "text_guidance": 5.0, "image_guidance": image_guidance}
+        expected = stages.keyframes(keyframe_model, **settings)
+        calls.clear()
+        torch.testing.assert_close(stages.keyframes(patched, **settings), expected, atol=1e-4, rtol=0)
+        assert [shape[0] for shape in calls] == [3, 3, 3]
+        rescaled = RescaleCFG().patch(keyframe_model, 0.7)[0]
+        assert not torch.allclose(stages.keyframes(rescaled, **settings), expected, atol=1e-2)
+
+
 def test_stock_samplers_of_the_host(stages, keyframe_model, interpolation_model):
     import comfy.sample
 
@@ -220,11 +240,12 @@ def test_wrong_models_and_texts_are_refused(stages, keyframe_model, interpolatio
         stages.interpolation(keyframe_model)
     with pytest.raises(ValueError, match="needs finite guidance, but got nan, 3.0"):
         stages.keyframes(keyframe_model, text_guidance=float("nan"))
-    narrow = [[torch.zeros(1, 4, 16), {"attention_mask": torch.ones(1, 4)}]]
+    narrow = [[torch.zeros(1, 4, 16), {"attention_mask": torch.ones(1, 4), "projection": "base"}]]
     with pytest.raises(ValueError, match="negative of width 32, but got 16"):
         stages.keyframes(keyframe_model, negative=narrow)
-    with pytest.raises(ValueError, match="needs text from Encode Text"):
-        stages.keyframes(keyframe_model, negative=[[torch.zeros(1, 4, 32), {}]])
+    fitting = [[torch.zeros(1, 4, 32), {"attention_mask": torch.ones(1, 4)}]]
+    with pytest.raises(ValueError, match=r"negative from Encode Text \(Flan-UL2\), but got another encoder's"):
+        stages.keyframes(keyframe_model, negative=fitting)
 
 
 def test_a_foreign_model_is_refused(stages):

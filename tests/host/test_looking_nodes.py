@@ -66,6 +66,19 @@ def test_report(clip):
     assert clip.node("Report", samples=bare).startswith("No stage is recorded")
 
 
+def test_a_record_goes_with_frames_that_are_picked_and_joined(clip):
+    keyframes = clip.results["keyframes"]
+    frame = clip.node("PickFrames", samples=keyframes, position=-1, count=1)
+    second = clip.node("Keyframes", **clip.keyframes | {"first_frame": frame, "steps": 2, "start": keyframes})
+    joined = clip.node("JoinClips", first=keyframes, second=second, shared=1)
+    gaps = {"samples": torch.zeros(1, 12, joined["samples"].shape[2] - 1, 8, 8)}
+    lines = clip.node("Report", samples=clip.node("FillGaps", samples=joined, gaps=gaps)).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Encode Image", "Sample Keyframes", "Sample Keyframes", "All"]
+    other = clip.node("EncodeFrames", movq=clip.results["movq"], images=torch.zeros(12, 64, 64, 3), width=64, height=64)
+    begun = clip.node("Keyframes", **clip.keyframes | {"steps": 2, "start": other})
+    assert [record["stage"] for record in begun["history"]] == ["Encode Image", "Encode Frames", "Sample Keyframes"]
+
+
 @pytest.fixture(scope="module")
 def grid(clip):
     """Scores and levels of a grid, its clips and its sheets."""
@@ -117,6 +130,7 @@ def test_motion_grid_shows_progress_over_all_cells(clip, monkeypatch):
     ("1, 2,", "item 3 is ''"),
     ("1001", "item 1 is '1001'"),
     (" ", "needs at least one number in motion_scores"),
+    ("1，x、3", "item 2 is 'x'"),
 ])  # fmt: skip
 def test_bad_lists_get_one_sentence(clip, scores, sentence):
     inputs = {name: clip.keyframes[name] for name in ("model", "positive", "first_frame", "seed")}
@@ -163,6 +177,16 @@ def test_attention_maps_leave_other_attention_as_it_is(clip, adapters):
         assert torch.equal(one, patched[level])
 
 
+def test_attention_maps_see_all_frames_behind_context_windows(clip, adapters):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    windows = (4, 0, "standard_static", 1, False, "flat", 2, False)
+    windowed = ContextWindowsManualNode.execute(clip.results["keyframe_unet"], *windows)[0]
+    for level, one in maps_of(clip, adapters, 500).items():
+        assert torch.equal(one, maps_of(clip, adapters, 500, windowed)[level])
+    assert windowed.model_options["context_handler"], "the model itself is left alone"
+
+
 def test_attention_shows_which_word_matters_where(clip, adapters):
     """While things are placed the U-Net looks at the direction; while they are finished, at the background's words
     outside the circle."""
@@ -197,6 +221,12 @@ def test_attention_sheet(clip):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": empty})
     from nodes import ConditioningConcat
 
+    off = clip.node(
+        "SwitchBlocks", model=clip.results["keyframe_unet"], temporal_layers=True, text_pooling=True,
+        self_attention_off="", cross_attention_off="1, 2",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="found no attention to the prompt at noise level 500: it is switched off"):
+        clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"model": off})
     joined = ConditioningConcat().concat(clip.results["positive"], clip.results["positive"])[0]
     with pytest.raises(ValueError, match="another node put more text into it"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": joined})

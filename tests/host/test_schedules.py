@@ -160,6 +160,35 @@ def test_motion_follows_its_curve(tiny):
     assert then_fast > 2 * slow and fast > 2 * then_slow
 
 
+def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
+    narrow = schedule(tiny, "text_guidance", "0: 9", start=20.0, end=24.0)
+    plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
+    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=narrow)["samples"], plain)
+    assert "Sample Keyframes: the schedule of text_guidance from 20 to 24 percent acts at no step" in caplog.text
+    caplog.clear()
+    tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=schedule(tiny, "text_guidance", "0: 9", start=20.0, end=26.0))
+    assert "acts at no step" not in caplog.text
+
+
+@pytest.mark.parametrize("curve, interpolation, begins", [
+    ("0: 1; 12: 9", "step", 12),
+    ("0: 1; 12: 9; 20: 5", "linear", 13),
+    ("11: 1; 30: 9", "smooth", 12),
+])  # fmt: skip
+def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins):
+    late = schedule(tiny, "motion_score", curve, interpolation)
+    sentence = f"keyframes 0 to 11, but the last entry of the schedule of motion_score acts only from {begins} on"
+    with pytest.raises(ValueError, match=f"Sample Keyframes samples {sentence}: let it begin earlier"):
+        tiny.keyframes(CIRCLE, PROMPT, schedule=late)
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, schedule=late)
+
+
+def test_a_line_to_a_point_behind_the_clip_counts(tiny, given):
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "motion_score", "0: 0; 22: 22", "linear"))
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "motion_score", "99: 5"))
+    assert given[0]["motion_score"][0].tolist() == list(range(12)) and set(given[1]["motion_score"][0].tolist()) == {5}
+
+
 WRONG = {
     "a window of a number that is fixed": (
         lambda tiny: schedule(tiny, "motion_score", "0: 1", end=50.0), "motion_score only along .*, not 0 and 50"
