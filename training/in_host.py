@@ -111,7 +111,9 @@ class HostJudge(Judge):
         setting = self.settings[stage]
         model = self._unets["interpolation_unet" if stage == "interpolation" else "keyframe_unet"]
         sigmas, sampler = self._sigmas(model, setting), self._sampler(setting.sampler)
-        positive, negative = (None if text is None else [[text[0], {"attention_mask": text[1]}]] for text in texts)
+        positive, negative = (
+            None if text is None else [[text[0], {"attention_mask": text[1], "projection": "base"}]] for text in texts
+        )
         with count_rows(model.model.diffusion_model) as rows, torch.random.fork_rng(devices=[]):
             start = time.process_time()
             latent = self._node(
