@@ -18,9 +18,19 @@ pytestmark = [
 SIZES = "Object.fromEntries(app.rootGraph.nodes.map(node => [node.id, [...node.size]]))"
 UNKNOWN = "app.rootGraph.nodes.filter(node => !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"
 DIALOGS = "[...document.querySelectorAll('[role=dialog], .p-toast-message')].map(dialog => dialog.innerText)"
-CUT_NOTES = """app.rootGraph.nodes.filter(node => node.type == 'MarkdownNote')
-    .map(node => node.widgets[0].element.querySelector('.tiptap'))
-    .filter(text => text.scrollHeight > text.clientHeight).map(text => text.innerText)"""
+# Notes that do not show all of their text, and titles that leave no room for the buttons beside them.
+CUT = """(() => {
+    const pen = document.createElement('canvas').getContext('2d')
+    const room = node => node.size[0] - 2 * LiteGraph.NODE_TITLE_HEIGHT - 4
+    const notes = app.rootGraph.nodes.filter(node => node.type == 'MarkdownNote')
+        .map(node => node.widgets[0].element.querySelector('.tiptap'))
+        .filter(text => text.scrollHeight > text.clientHeight).map(text => text.innerText)
+    const titles = app.rootGraph.nodes.filter(node => {
+        pen.font = node.titleFontStyle
+        return pen.measureText(node.getTitle()).width > room(node)
+    }).map(node => node.getTitle())
+    return [...notes, ...titles]
+})()"""
 
 NODES = f"""Object.fromEntries(Object.keys(LiteGraph.registered_node_types)
     .filter(id => id.startsWith('{locales.PACK_NODES}')).map(id => {{
@@ -41,7 +51,7 @@ def test_template_opens(server, address, usual_errors, name):
     async def look():
         async with Editor(address) as editor:
             await editor.open(name, PACK)
-            scripts = {"sizes": SIZES, "unknown": UNKNOWN, "dialogs": DIALOGS, "cut": CUT_NOTES}
+            scripts = {"sizes": SIZES, "unknown": UNKNOWN, "dialogs": DIALOGS, "cut": CUT}
             found = {key: await editor.evaluate(script) for key, script in scripts.items()}
             found["prompt"] = (await editor.evaluate("app.graphToPrompt()"))["output"]
             return found, set(editor.errors)
@@ -108,7 +118,7 @@ def test_nothing_of_ours_is_left_in_english(address, name, language):
     async def look():
         async with Editor(address, locale=language) as editor:
             await editor.open(name, PACK)
-            return await editor.evaluate(SHOWN), await editor.evaluate(CUT_NOTES)
+            return await editor.evaluate(SHOWN), await editor.evaluate(CUT)
 
     shown, cut = asyncio.run(look())
     shown = [text for text in shown if not HOSTS.search(text)]
