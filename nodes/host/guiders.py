@@ -61,17 +61,29 @@ class Guider(comfy.samplers.CFGGuider):
                 f"{self.stage} needs its own latent, {list(self.shape)}, but got {list(latent_image.shape)}: connect "
                 "its second output to the sampler."
             )
-        self.warn_of_idle_windows(sigmas)
+        sampling = self.model_patcher.get_model_object("model_sampling")
+        self.check_ranges(sampling, sigmas[:-1].tolist())
+        self.warn_of_idle_windows(sampling, sigmas[:-1])
         samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, **kwargs)
         if denoise_mask is None:
             return samples
         held = comfy.utils.reshape_mask(denoise_mask, samples.shape).to(samples.device) == 0
         return torch.where(held, latent_image.to(samples), samples)
 
-    def warn_of_idle_windows(self, sigmas):
-        sampling = self.model_patcher.get_model_object("model_sampling")
+    def check_ranges(self, sampling, sigmas):
+        """Where no prompt of a branch counts, the host takes 0 for its prediction, which nobody wants."""
+        for branch, prompts in self.original_conds.items():
+            name = branch if branch == "positive" else "negative"
+            for step, sigma in enumerate(sigmas, 1):
+                if not any(_counts(sampling, prompt, sigma) for prompt in prompts):
+                    raise ValueError(
+                        f"{self.stage} has no {name} prompt that counts at step {step} of {len(sigmas)}: let the "
+                        "ranges of ConditioningSetTimestepRange leave none out."
+                    )
+
+    def warn_of_idle_windows(self, sampling, sigmas):
         for entry in self.schedule:
-            if not any(entry.acts(_percent(sampling, sigma)) for sigma in sigmas[:-1]):
+            if not any(entry.acts(_percent(sampling, sigma)) for sigma in sigmas):
                 logging.warning(
                     f"{self.stage}: the schedule of {entry.parameter} from {entry.start:g} to {entry.end:g} percent "
                     "acts at no step of this run: widen it, or take more steps."
@@ -140,6 +152,12 @@ def _any(weight):
 def _percent(sampling, sigma):
     """How far a run is at this noise, from 0 to 100."""
     return 100 * (1 - float(sampling.timestep(sigma)) / (diffusion.TRAINING_STEPS - 1))
+
+
+def _counts(sampling, prompt, sigma):
+    """Whether this noise is in the range that the host's nodes may have given a prompt, which is all of it else."""
+    start, end = prompt.get("start_percent", 0.0), prompt.get("end_percent", 1.0)
+    return sampling.percent_to_sigma(end) <= sigma <= sampling.percent_to_sigma(start)
 
 
 def first_frame(stage, model, positive, negative, width, height, guidance):

@@ -55,6 +55,24 @@ def test_prompts_joined_by_the_host_are_read_to_their_ends(stages, keyframe_mode
     assert not torch.allclose(out, stages.keyframes(keyframe_model, steps=2), atol=1e-3)
 
 
+def test_prompts_for_a_part_of_the_run(stages, keyframe_model):
+    """One behind the other they are both read; where neither counts there is a sentence and no zeros."""
+    from nodes import ConditioningSetTimestepRange
+
+    def ranged(text, *part):
+        return ConditioningSetTimestepRange().set_range(text, *part)[0]
+
+    first, other = stages.text, [[torch.randn(1, 3, 32), stages.text[0][1] | {"attention_mask": torch.ones(1, 3)}]]
+    whole = stages.keyframes(keyframe_model, steps=4)
+    assert torch.equal(stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 1.0)), whole)
+    both = ranged(first, 0.0, 0.4) + ranged(other, 0.4, 1.0)
+    assert not torch.allclose(stages.keyframes(keyframe_model, steps=4, positive=both), whole, atol=1e-3)
+    with pytest.raises(ValueError, match="Sample Keyframes has no positive prompt that counts at step 2 of 4: let the"):
+        stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 0.4))
+    with pytest.raises(ValueError, match="no negative prompt that counts at step 1 of 4"):
+        stages.keyframes(keyframe_model, steps=4, negative=ranged(other, 0.4, 1.0))
+
+
 @pytest.fixture
 def little_memory(adapters, monkeypatch):
     """U-Nets that run out of memory with more than one branch at once; their calls' numbers of branches."""
