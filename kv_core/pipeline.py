@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from . import diffusion, frames, images
-from .checkpoints import open_checkpoint
-from .interpolation_unet import InterpolationUNet
-from .keyframe_unet import KeyframeUNet
-from .movq import MoVQ, decode_chunks
-from .operations import TorchOperations
-from .text_encoder import TextModel, load_tokenizer, null_context
+from .files.checkpoints import open_checkpoint
+from .networks.interpolation_unet import InterpolationUNet
+from .networks.keyframe_unet import KeyframeUNet
+from .networks.movq import MoVQ, decode_chunks
+from .networks.operations import TorchOperations
+from .networks.text_encoder import TextModel, load_tokenizer, null_context
+from .pictures import images
+from .sampling import diffusion, frames
 
 SKIP_FRAMES = {"low": (), "medium": (3,), "high": (3, 1)}  # one interpolation each
 SIZE_STEP = 64

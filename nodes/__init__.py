@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention_maps import AttentionMaps
-from .blocks import SwitchBlocks
 from .choices import ChooseFirstPicture, ChooseFrameRate
-from .cross_fade import CrossFade
-from .custom_sampling import (
+from .experiments.attention_maps import AttentionMaps
+from .experiments.blocks import SwitchBlocks
+from .experiments.cross_fade import CrossFade
+from .experiments.curves import Schedule, TextOverTime
+from .experiments.custom_sampling import (
     DDPMSampler,
     FillGaps,
     FirstFrameGuider,
@@ -14,17 +15,16 @@ from .custom_sampling import (
     KeyframeGuider,
     PublishedSchedule,
 )
+from .experiments.frame_conditions import FrameCondition, JoinClips, PickFrames
+from .experiments.inspect import ContactSheet, Difference, Report
+from .experiments.motion_grid import MotionGrid
 from .first_frame import FirstFrame
-from .frame_conditions import FrameCondition, JoinClips, PickFrames
 from .host import files
 from .interpolation import Interpolate
 from .keyframes import Keyframes
 from .latents import FromLatent, ToLatent
 from .loaders import MoVQLoader, TemporalMoVQLoader, TextEncoderLoader, UNetLoader
-from .looking import ContactSheet, Difference, Report
-from .motion_grid import MotionGrid
 from .movq import DecodeImage, DecodeVideo, EncodeFrames, EncodeImage
-from .schedules import Schedule, TextOverTime
 from .text import TextEncode
 
 

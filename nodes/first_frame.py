@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..kv_core.diffusion import SeededNoise
+from ..kv_core.sampling.diffusion import SeededNoise
 from . import sockets
 from .host import report, sampling
 from .inputs import (

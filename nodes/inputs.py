@@ -51,7 +51,7 @@ def seed_input():
     )
 
 
-# What training/steps.py measured, as docs/tiny/steps.md has it; tests/host/test_steps.py measures it again.
+# What evaluation/steps.py measured, as docs/tiny/steps.md has it; tests/host/test_steps.py measures it again.
 FEWER_STEPS = (
     "Measured on the tiny model, 10 steps of sampler euler with karras sigmas match the prompt as well as 50 published "
     "ones; about the published weights that says nothing certain."

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..kv_core.diffusion import SeededNoise
-from ..kv_core.interpolation_unet import SKIP_FRAMES
+from ..kv_core.networks.interpolation_unet import SKIP_FRAMES
+from ..kv_core.sampling.diffusion import SeededNoise
 from . import sockets
 from .host import report, sampling
 from .inputs import (

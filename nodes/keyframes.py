@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..kv_core.diffusion import SeededNoise
-from ..kv_core.frames import KEYFRAMES, MOTION_SCORES
+from ..kv_core.sampling.diffusion import SeededNoise
+from ..kv_core.sampling.frames import KEYFRAMES, MOTION_SCORES
 from . import sockets
 from .host import report, sampling
 from .inputs import (

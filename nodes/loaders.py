@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 from . import sockets
-from .host import files, model, parts, storage
+from .host import files, parts
+from .host import unets as model
+from .host import weights as storage
 
 CATEGORY = "Kandinsky Video"
 

@@ -4,8 +4,8 @@ import torch
 from comfy_api.latest import io
 from einops import rearrange
 
-from ..kv_core import images
-from ..kv_core.frames import CLIP_SECONDS
+from ..kv_core.pictures import images
+from ..kv_core.sampling.frames import CLIP_SECONDS
 from . import sockets
 from .host import report
 from .inputs import check_size, size_input

@@ -12,8 +12,8 @@ from einops import rearrange
 TextEncoder = io.Custom("KV_TEXT_ENCODER")
 MoVQ = io.Custom("KV_MOVQ")
 VideoMoVQ = io.Custom("KV_VIDEO_MOVQ")
-FrameConditions = io.Custom("KV_FRAME_CONDITIONS")  # a tuple of kv_core.frames.FrameCondition
-Schedule = io.Custom("KV_SCHEDULE")  # a tuple of kv_core.curves.Scheduled
+FrameConditions = io.Custom("KV_FRAME_CONDITIONS")  # a tuple of kv_core.sampling.frames.FrameCondition
+Schedule = io.Custom("KV_SCHEDULE")  # a tuple of kv_core.sampling.curves.Scheduled
 
 
 @io.comfytype(io_type="KV_FRAME_LATENT")

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..kv_core.text_encoder import BASE, INTERPOLATION
+from ..kv_core.networks.text_encoder import BASE, INTERPOLATION
 from . import sockets
 from .host import report
 

@@ -77,7 +77,7 @@ def main() -> int:
         name: str(value.absolute()) if isinstance(value, Path) else value for name, value in vars(options).items()
     }
     settings["comfyui"] = str(found.path)
-    child = subprocess.Popen([found.python, "-m", "tools.render", json.dumps(settings)], cwd=host.ROOT)
+    child = subprocess.Popen([found.python, "-m", "tools.comfy.render", json.dumps(settings)], cwd=host.ROOT)
     return host.wait(child)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
-from kv_core.published import PUBLISHED  # noqa: E402
+from kv_core.files.published import PUBLISHED  # noqa: E402
 from tools import host  # noqa: E402
 
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
@@ -54,7 +54,7 @@ def main() -> int:
     path, python = find_comfyui(settings.pop("comfyui"))
     settings["models"] = str(path / "models")
     environ = {**os.environ, "PYTHONUTF8": "1"}
-    child = subprocess.Popen([python, "-m", "tools.weights", json.dumps(settings)], cwd=host.ROOT, env=environ)
+    child = subprocess.Popen([python, "-m", "tools.download.weights", json.dumps(settings)], cwd=host.ROOT, env=environ)
     return host.wait(child)
 
 

@@ -4,7 +4,6 @@ Networks are kv_core's with random weights made on the device; one run is one ca
 guidance together, or one chunk of frames of a decoder.
 """
 
-import importlib.util
 import json
 import platform
 import statistics
@@ -16,24 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kv_core.frames import KEYFRAMES
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import TOKENS, TextModel
-from tools.host import ROOT
-
-
-def _adapter(name):
-    """A module of nodes/host that needs nothing of ComfyUI; the package itself does."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"nodes/host/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-memory, process = _adapter("memory"), _adapter("process")
+from kv_core.networks import memory
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import TOKENS, TextModel
+from kv_core.sampling.frames import KEYFRAMES
 
 PROMPT_TOKENS = 20
 CHUNK = 5  # frames that the video decoder takes at once, at most
@@ -191,7 +179,7 @@ def measure(stage, size, width, height, device, dtype, repeat, compile):
         "device": torch.cuda.get_device_name() if device == "cuda" else device, "machine": platform.machine(),
         "torch": torch.__version__, "cold": cold, "warm": warm, "times": times, "tflop": work, "rate": work / warm,
         "matmul": matmul, "share": work / warm / matmul, "peak": peak / 1e9,
-        "reserved": reserved and reserved / 1e9, "host": process.peak() / 1e9, "estimate": estimate / peak,
+        "reserved": reserved and reserved / 1e9, "host": memory.peak() / 1e9, "estimate": estimate / peak,
     }  # fmt: skip
 
 

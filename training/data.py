@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from kv_core.conversion import appearing
+from kv_core.files.conversion import appearing
 
 from . import world
 

@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch.nn.functional import l1_loss, mse_loss
 
-from kv_core import diffusion, frames
-from kv_core.text_encoder import null_context
+from kv_core.networks.text_encoder import null_context
+from kv_core.sampling import diffusion, frames
 
 
 def first_frame_loss(

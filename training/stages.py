@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.text_encoder import BASE, INTERPOLATION, TextModel
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.text_encoder import BASE, INTERPOLATION, TextModel
 
-from . import data, losses, tiny, words, workers, world
+from . import caption_encoder as words
+from . import data, losses, tiny, workers, world
 from .tiny import TrainableOperations, trainable
 from .trainer import Trainer
 

@@ -5,7 +5,7 @@ import json
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
-from kv_core.operations import TorchOperations
+from kv_core.networks.operations import TorchOperations
 
 from .world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
 

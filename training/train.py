@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from kv_core.conversion import appearing, write_safetensors
-from kv_core.detection import METADATA_KEY
+from kv_core.files.conversion import appearing, write_safetensors
+from kv_core.files.detection import METADATA_KEY
 
 from . import tiny, workers
 from .stages import Stages
@@ -38,7 +38,7 @@ def main(arguments=None):
     write(Stages(folder).finished(), options.out)
     print(f"The files are in {options.out}.")
     if options.report:
-        from . import report
+        from evaluation import report
 
         report.make(folder, options.out, options.report)
 

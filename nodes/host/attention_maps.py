@@ -5,8 +5,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 
-from ...kv_core.frames import first_frame_condition
-from . import model as host_model
+from ...kv_core.sampling.frames import first_frame_condition
+from . import unets as host_model
 from .guiders import prepare
 
 OVERRIDE = "optimized_attention_override"

@@ -1,7 +1,7 @@
 """What is switched off in a U-Net, carried by a clone of its patcher; the model itself is never changed."""
 
-from ...kv_core.layers import ALL_ON, Off
-from .model import OFF, VideoModel
+from ...kv_core.networks.unet import ALL_ON, Off
+from .unets import OFF, VideoModel
 
 
 def levels_with_attention(stage, model):

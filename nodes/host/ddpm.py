@@ -4,9 +4,9 @@ import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 
-from ...kv_core import diffusion
+from ...kv_core.sampling import diffusion
 from . import report
-from .model import ModelSampling
+from .unets import ModelSampling
 
 PUBLISHED = {"leading": diffusion.leading, "trailing": diffusion.trailing}
 KARRAS = "karras"
@@ -14,7 +14,7 @@ SPACINGS = (*PUBLISHED, KARRAS)
 
 
 class DDPM(comfy.samplers.Sampler):
-    """The published ancestral sampler as a SAMPLER of the host; the mathematics is kv_core.diffusion's.
+    """The published ancestral sampler as a SAMPLER of the host; the mathematics is kv_core.sampling.diffusion's.
 
     It works on variance-preserving samples (unit variance throughout). The host's models take x0 + sigma noise, which
     is the same sample times sqrt(1 + sigma^2); they divide by it again at once, so nothing is lost.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...kv_core.published import PUBLISHED
+from ...kv_core.files.published import PUBLISHED
 
 CATEGORIES = ("diffusion_models", "vae", "text_encoders")
 PACK = Path(__file__).parents[2]

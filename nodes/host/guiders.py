@@ -8,10 +8,10 @@ import comfy.utils
 import node_helpers
 import torch
 
-from ...kv_core import curves, diffusion
-from ...kv_core.frames import frames_condition, in_pixels, neighbours, placed
-from ...kv_core.text_encoder import null_context
-from .model import InterpolationModel, KeyframeModel
+from ...kv_core.networks.text_encoder import null_context
+from ...kv_core.sampling import curves, diffusion
+from ...kv_core.sampling.frames import frames_condition, in_pixels, neighbours, placed
+from .unets import InterpolationModel, KeyframeModel
 
 KEYFRAME_PARAMETERS = ("motion_score", "noise_augmentation", "text_guidance", "image_guidance")
 
@@ -177,7 +177,7 @@ def keyframes(
     """The guider of `frames` keyframes that go on from first_frame `[1, 4, 1, h, w]`, and the LATENT to sample.
 
     augmentation_noise(shape) gives what is put over the first frame. A schedule's values stand in for these numbers.
-    conditions: kv_core.frames.FrameCondition. start `[1, 4, frames, h, w]`: what the clip is sampled from.
+    conditions: kv_core.sampling.frames.FrameCondition. start `[1, 4, frames, h, w]`: what the clip is sampled from.
     """
     schedule = _checked(stage, schedule, "keyframes", frames, *KEYFRAME_PARAMETERS)
     motion_score = curves.at(schedule, "motion_score", motion_score, frames)

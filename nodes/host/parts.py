@@ -11,12 +11,14 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...kv_core import checkpoints
-from ...kv_core.movq import MoVQ as MoVQNetwork
-from ...kv_core.movq import decode_chunks
-from ...kv_core.text_encoder import TOKENS, TextModel, load_tokenizer
-from . import memory, storage, tiles
-from .model import make_patcher, operations
+from ...kv_core.files import checkpoints
+from ...kv_core.networks import memory
+from ...kv_core.networks.movq import MoVQ as MoVQNetwork
+from ...kv_core.networks.movq import decode_chunks
+from ...kv_core.networks.text_encoder import TOKENS, TextModel, load_tokenizer
+from . import tiles
+from . import weights as storage
+from .unets import make_patcher, operations
 
 
 class Part:

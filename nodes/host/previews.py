@@ -9,8 +9,8 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from einops import rearrange
 
-from ...kv_core import images, latent_rgb
-from ...kv_core.frames import CLIP_SECONDS
+from ...kv_core.pictures import images, latent_rgb
+from ...kv_core.sampling.frames import CLIP_SECONDS
 
 RATE = 12  # frames a second
 

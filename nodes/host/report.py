@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
-from . import process
+from ...kv_core.networks import memory
 
 GIGA = 1e9
 
@@ -38,7 +38,7 @@ def measured(stage, *before):
     start = time.perf_counter()
     yield history
     seconds = time.perf_counter() - start
-    peak = (torch.cuda.max_memory_allocated(device) if cuda else process.peak()) / GIGA
+    peak = (torch.cuda.max_memory_allocated(device) if cuda else memory.peak()) / GIGA
     history.append({"stage": stage, "seconds": round(seconds, 3), "peak_gb": round(peak, 3)})
     where = f"on {device}" if cuda else "in the process"
     logging.info(f"{stage}: {seconds:.1f} s, at most {peak:.2f} GB {where}")

@@ -1,16 +1,16 @@
 """The three sampling stages through the host's machinery: its guiders, sigmas, callbacks, memory and model patches.
 
-`noise` has seed, initial(shape), step(index, sample) and augmentation(shape), as kv_core.diffusion.SeededNoise. Without
+`noise` has seed, initial(shape), step(index, sample) and augmentation(shape), as diffusion.SeededNoise. Without
 `sampler` and `sigmas` a stage runs the published sampler over the published timesteps. `schedule` holds
-kv_core.curves.Scheduled, `conditions` kv_core.frames.FrameCondition.
+kv_core.sampling.curves.Scheduled, `conditions` kv_core.sampling.frames.FrameCondition.
 """
 
 import comfy.model_management
 import comfy.utils
 import torch
 
-from ...kv_core import diffusion
-from ...kv_core.frames import interleave
+from ...kv_core.sampling import diffusion
+from ...kv_core.sampling.frames import interleave
 from . import ddpm, guiders
 from .previews import Preview
 

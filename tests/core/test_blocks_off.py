@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.layers import ALL_ON, Off
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.unet import ALL_ON, Off
 from tests.core.test_fast_paths import FACTORY, noise, prompts
-from tests.recipe import fill, golden
+from tests.support.recipe import fill, golden
 
 
 def keyframe_unet():

@@ -17,16 +17,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kv_core import checkpoints, conversion
-from kv_core.checkpoints import CheckpointError, convert, open_checkpoint
-from kv_core.conversion import DTYPES, write_safetensors
-from kv_core.detection import METADATA_KEY
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import Projection, TextEncoder, load_tokenizer
-from tests.recipe import fill
+from kv_core.files import checkpoints, conversion
+from kv_core.files.checkpoints import CheckpointError, convert, open_checkpoint
+from kv_core.files.conversion import DTYPES, write_safetensors
+from kv_core.files.detection import METADATA_KEY
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import Projection, TextEncoder, load_tokenizer
+from tests.support.recipe import fill
 from training import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -240,7 +240,7 @@ def test_back_from_eight_bit(published, tmp_path):
 @pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), ("flan-ul2", "out")])
 def test_killed_conversion_leaves_only_a_partial_name(published, tmp_path, source, name):
     program = (
-        "import sys, time; from kv_core.checkpoints import convert\n"
+        "import sys, time; from kv_core.files.checkpoints import convert\n"
         "convert(sys.argv[1], sys.argv[2], None, lambda *bytes: (print(*bytes, flush=True), time.sleep(600)))"
     )
     process = subprocess.Popen(
@@ -502,7 +502,7 @@ def test_interrupted_command_line(published, tmp_path, capsys, monkeypatch):
 
 def test_help_of_the_command(capsys):
     run = subprocess.run(
-        [sys.executable, "-m", "kv_core.checkpoints", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "kv_core.files.checkpoints", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0 and "inspect" in run.stdout and not run.stderr
     with pytest.raises(SystemExit):

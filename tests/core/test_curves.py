@@ -2,7 +2,7 @@
 
 import pytest
 
-from kv_core.curves import Curve, Scheduled, at, numbers, texts
+from kv_core.sampling.curves import Curve, Scheduled, at, numbers, texts
 
 POINTS = ((2, 10.0), (6, 50.0))
 

@@ -7,15 +7,15 @@ from dataclasses import asdict
 
 import pytest
 
-from kv_core.checkpoints import CheckpointError, detect
-from kv_core.detection import MARKS, METADATA_KEY, SIZES, check_complete
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.layers import Sizes
-from kv_core.movq import MoVQ
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import TextEncoder
-from tests.recipe import GOLDENS, golden
+from kv_core.files.checkpoints import CheckpointError, detect
+from kv_core.files.detection import MARKS, METADATA_KEY, SIZES, check_complete
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import TextEncoder
+from kv_core.networks.unet import Sizes
+from tests.support.recipe import GOLDENS, golden
 
 MANIFESTS = GOLDENS.parent / "manifests"
 CLASSES = {

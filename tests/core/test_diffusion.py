@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kv_core import diffusion
-from tests.recipe import golden
+from kv_core.sampling import diffusion
+from tests.support.recipe import golden
 
 
 @pytest.mark.parametrize("prediction, timesteps", [("epsilon", diffusion.leading(50)),

@@ -5,16 +5,17 @@ import statistics
 import pytest
 import torch
 
-from kv_core import diffusion, movq
-from kv_core.attention import Attention, Text
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import null_context
-from tests import plain, recipe
+from kv_core.networks import movq
+from kv_core.networks.attention import Attention, Text
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import null_context
+from kv_core.sampling import diffusion
 from tests.core.test_pipeline import build_pipeline
-from tests.recipe import fill, golden
+from tests.support import plain, recipe
+from tests.support.recipe import fill, golden
 from tools import measure
 
 FACTORY = {"operations": TorchOperations, "dtype": torch.float64}

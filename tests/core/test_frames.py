@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kv_core.diffusion import add_noise
-from kv_core.frames import FrameCondition, first_frame_condition, frames_condition, join, placed
+from kv_core.sampling.diffusion import add_noise
+from kv_core.sampling.frames import FrameCondition, first_frame_condition, frames_condition, join, placed
 
 
 def frames(count, value, size=8):

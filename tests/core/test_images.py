@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kv_core.images import fit, to_bytes, to_images, to_pixels
-from tests.recipe import golden
+from kv_core.pictures.images import fit, to_bytes, to_images, to_pixels
+from tests.support.recipe import golden
 
 
 @pytest.mark.parametrize("name", ["equal", "grey", "larger", "narrow", "smaller", "tall"])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kv_core import looking
-from kv_core.frames import cross_fade
-from kv_core.text_encoder import Tokenizer, load_tokenizer
+from kv_core.networks.text_encoder import Tokenizer, load_tokenizer
+from kv_core.pictures import sheets as looking
+from kv_core.sampling.frames import cross_fade
 from tools.host import ROOT
 
 PAPER = looking.PAPER / 255

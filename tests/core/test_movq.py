@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kv_core.movq import MoVQ, decode_chunks
-from kv_core.operations import TorchOperations
-from tests.recipe import fill, golden
+from kv_core.networks.movq import MoVQ, decode_chunks
+from kv_core.networks.operations import TorchOperations
+from tests.support.recipe import fill, golden
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
 SIZES = {"ch", "ch_mult", "num_res_blocks", "z_channels", "in_channels", "out_ch", "temporal", "flicker_augmentation"}

@@ -8,15 +8,15 @@ from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 
-from kv_core.diffusion import SeededNoise
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.operations import TorchOperations
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import Tokens
 from kv_core.pipeline import PARTS, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
-from kv_core.text_encoder import Tokens
+from kv_core.sampling.diffusion import SeededNoise
 from tests.core.test_movq import build as build_movq
 from tests.core.test_text_encoder import build as build_text_model
-from tests.recipe import fill, golden, null_embedding
+from tests.support.recipe import fill, golden, null_embedding
 from tools.host import ROOT
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from evaluation import precision
 from kv_core.pipeline import PARTS
-from training import precision
 
 SHORT = {"fps": "low", "steps": (4, 4, 2)}
 

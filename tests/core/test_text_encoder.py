@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import TextModel, null_context
-from tests.recipe import fill, golden
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import TextModel, null_context
+from tests.support.recipe import fill, golden
 
 SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
 

@@ -1,6 +1,6 @@
 """The tiny model in the pack: complete, small, and its clips show what was asked for.
 
-`python -m training.benchmark` measures the same over many more clips; the floors here are looser, as they are few.
+`python -m evaluation.benchmark` measures the same over many more clips; the floors here are looser, as they are few.
 """
 
 import os
@@ -8,10 +8,11 @@ import os
 import pytest
 import torch
 
-from kv_core.checkpoints import open_checkpoint
-from kv_core.text_encoder import load_tokenizer
+from evaluation import benchmark
+from kv_core.files.checkpoints import open_checkpoint
+from kv_core.networks.text_encoder import load_tokenizer
 from tools.host import ROOT
-from training import benchmark, tiny, world
+from training import tiny, world
 
 MODELS = ROOT / "models"
 PARTS = {name: part for part, name in benchmark.FILES.items()}

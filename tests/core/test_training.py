@@ -10,13 +10,15 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from kv_core import diffusion, frames
-from kv_core.checkpoints import open_checkpoint
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.text_encoder import TextModel, load_tokenizer
-from training import data, losses, report, tiny, train, words, world
+from evaluation import report
+from kv_core.files.checkpoints import open_checkpoint
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.text_encoder import TextModel, load_tokenizer
+from kv_core.sampling import diffusion, frames
+from training import caption_encoder as words
+from training import data, losses, tiny, train, world
 from training.stages import Stages
 from training.tiny import TrainableOperations, trainable
 from training.trainer import Trainer

@@ -4,10 +4,10 @@ import pytest
 import torch
 from einops import rearrange
 
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.operations import TorchOperations
-from tests.recipe import fill, golden
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.operations import TorchOperations
+from tests.support.recipe import fill, golden
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
 

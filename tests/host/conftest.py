@@ -8,20 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.host.golden_parts import (  # noqa: F401
-    adapters,
-    calls,
-    interpolation_model,
-    keyframe_model,
-    parts,
-    stages,
-)
-from tests.host.tiny_clip import clip  # noqa: F401
-from tests.host.tiny_parts import tiny  # noqa: F401
-from tools.editor import Editor
+from tests.support.tiny_clip import clip  # noqa: F401
+from tests.support.tiny_parts import tiny  # noqa: F401
+from tools.comfy.editor import Editor
+from tools.comfy.pack import load, nodes
+from tools.comfy.server import Server
 from tools.host import CACHE, Host, check_version, find_comfyui, is_comfyui
-from tools.pack import load, nodes
-from tools.server import Server
 
 # The tiny models' tensors are too small for threads to pay; where other programs run they cost many times more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for servers

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.host.helpers import CHAIN, chain, latents, link, log_of, node, put_latent, saved
+from tests.support.helpers import CHAIN, chain, latents, link, log_of, node, put_latent, saved
+from tools.comfy.server import ServerError
 from tools.host import ROOT
-from tools.server import ServerError
 
 MODELS = ROOT / "models"
 KEYFRAMES = "diffusion_models/kv-tiny/keyframes.safetensors"

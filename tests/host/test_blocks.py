@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kv_core.layers import Off
-from tests.host.tiny_clip import PROMPT
+from kv_core.networks.unet import Off
+from tests.support.tiny_clip import PROMPT
 from training import world
 
 RED, CIRCLE = list(world.COLOURS).index("red"), list(world.SHAPES).index("circle")

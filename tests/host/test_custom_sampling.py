@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.host.golden_parts import GoldenNoise, frames_first
-from tests.host.tiny_parts import KEYFRAMES, scene
+from tests.support.golden_parts import GoldenNoise, frames_first
+from tests.support.tiny_parts import KEYFRAMES, scene
 from training import world
 
 SEED = 7

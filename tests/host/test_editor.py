@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from tools import locales, subgraphs, templates
-from tools.editor import Editor, find_chromium
-from tools.server import PACK
+from tools.authoring import subgraphs, templates
+from tools.authoring import words as locales
+from tools.comfy.editor import Editor, find_chromium
+from tools.comfy.server import PACK
 
 pytestmark = [
     pytest.mark.slow,

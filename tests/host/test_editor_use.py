@@ -8,9 +8,9 @@ import pytest
 
 from tests.host.test_editor import UNKNOWN
 from tests.host.test_workflows import graphs_of
-from tools import notes, templates
-from tools.editor import Editor, find_chromium
-from tools.server import PACK
+from tools.authoring import notes, templates
+from tools.comfy.editor import Editor, find_chromium
+from tools.comfy.server import PACK
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
 

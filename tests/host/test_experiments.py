@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.host.helpers import latents, picture, saved
 from tests.host.test_workflows import named, pixels_of
-from tools import templates
+from tests.support.helpers import latents, picture, saved
+from tools.authoring import templates
 from training import world
 
 

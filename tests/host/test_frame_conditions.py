@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.host.tiny_parts import KEYFRAMES, colours, scene
+from evaluation.benchmark import psnr
+from tests.support.tiny_parts import KEYFRAMES, colours, scene
 from training import world
-from training.benchmark import psnr
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kv_core.diffusion import SeededNoise
+from kv_core.sampling.diffusion import SeededNoise
 
 
 def test_weights_stored_smaller_compute_the_same_but_for_rounding(stages, parts, keyframe_model):

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.host.helpers import CHAIN, chain, latents, link, log_of, node, saved, unet
+from tests.support.helpers import CHAIN, chain, latents, link, log_of, node, saved, unet
 from tools.host import ROOT
 
 # Linear layers and convolutions of each U-Net, among them some that only it has.

@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from tests.host.test_workflows import VIDEOS, check_video, quick, saved
-from tools import templates
-from tools.editor import Editor, find_chromium
+from tools.authoring import templates
+from tools.comfy.editor import Editor, find_chromium
+from tools.comfy.server import PACK, Server
 from tools.host import ROOT
-from tools.server import PACK, Server
 
 TEMPLATE = "text-to-video-low"
 # All that the archive of the registry holds: folders, and files of the first level.

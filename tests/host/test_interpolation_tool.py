@@ -5,10 +5,11 @@ import numpy
 import pytest
 import torch
 
-from kv_core.frames import cross_fade
-from kv_core.images import fit, to_pixels
-from tests.host.helpers import chain, link, node, saved
-from training import benchmark, world
+from evaluation import benchmark
+from kv_core.pictures.images import fit, to_pixels
+from kv_core.sampling.frames import cross_fade
+from tests.support.helpers import chain, link, node, saved
+from training import world
 
 TIMES = torch.arange(17) / 4  # four gaps of a fast scene
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from kv_core import looking
-from kv_core.diffusion import SeededNoise
-from tests.host.tiny_clip import PROMPT
-from training import benchmark, world
+from evaluation import benchmark
+from kv_core.pictures import sheets as looking
+from kv_core.sampling.diffusion import SeededNoise
+from tests.support.tiny_clip import PROMPT
+from training import world
 
 
 def test_a_contact_sheet_shows_every_frame(clip):

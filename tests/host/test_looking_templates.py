@@ -6,12 +6,13 @@ They run on the server as they are, but that the latents are saved too; each wit
 import pytest
 import torch
 
-from kv_core import looking
-from tests.host.helpers import latents, picture, saved
+from evaluation import benchmark
+from kv_core.pictures import sheets as looking
 from tests.host.test_workflows import LOOKING, pixels_of
 from tests.host.test_workflows import saved as files
-from tools import templates
-from training import benchmark, world
+from tests.support.helpers import latents, picture, saved
+from tools.authoring import templates
+from training import world
 
 LIMIT = 120  # seconds
 RED, CIRCLE = list(world.COLOURS).index("red"), list(world.SHAPES).index("circle")

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from kv_core import diffusion
-from kv_core.text_encoder import Tokens
-from tests import recipe
-from tests.host.golden_parts import frames_first
+from kv_core.networks.text_encoder import Tokens
+from kv_core.sampling import diffusion
+from tests.support import recipe
+from tests.support.golden_parts import frames_first
 
 TOLERANCE = 1e-4
 

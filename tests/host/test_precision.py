@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.host.helpers import SEED, Flagged, chain, run_here
+from tests.support.helpers import SEED, Flagged, chain, run_here
 
 UNETS = ("keyframe_unet", "interpolation_unet")
 MOVQS = ("movq", "video_movq")

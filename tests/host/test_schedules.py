@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.host.tiny_parts import colours, scene
+from tests.support.tiny_parts import colours, scene
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"

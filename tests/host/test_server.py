@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.host.helpers import (
+from tests.support.helpers import (
     NODE_IDS,
     SEED,
     STEPS,

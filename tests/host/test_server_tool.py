@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import pytest
 
+from tools.comfy.server import PACK, Server, ServerError
 from tools.host import Host
-from tools.server import PACK, Server, ServerError
 
 IMAGES = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 3, "color": 255}}
 CLIP = {

@@ -6,11 +6,11 @@ test_memory.py holds those estimates to what the networks hold when they run.
 import pytest
 import torch
 
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.movq import MoVQ
-from kv_core.operations import TorchOperations
-from kv_core.text_encoder import TOKENS, TextModel
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.movq import MoVQ
+from kv_core.networks.operations import TorchOperations
+from kv_core.networks.text_encoder import TOKENS, TextModel
 from tools.measure import PeakBytes
 
 HALF = torch.float16

@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 
+from evaluation import benchmark, chart, steps
+from evaluation.chart import line_chart
+from evaluation.in_host import PUBLISHED, HostJudge, Setting
 from tools.host import ROOT
-from training import benchmark, chart, steps, world
-from training.chart import line_chart
-from training.in_host import PUBLISHED, HostJudge, Setting
+from training import world
 
 MODELS = ROOT / "models"
 

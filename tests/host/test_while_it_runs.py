@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from kv_core import images, latent_rgb
-from tests.host.helpers import chain, forget, latents, log_of, run_here
+from evaluation.latent_rgb import encoded, load, toy_pictures
+from kv_core.pictures import images, latent_rgb
+from tests.support.helpers import chain, forget, latents, log_of, run_here
 from tools.host import ROOT
-from training.latent_rgb import encoded, load, toy_pictures
 
 MOVQ = ROOT / "models/vae/kv-tiny/movq.safetensors"
 BY_HAND = latent_rgb.PUBLISHED

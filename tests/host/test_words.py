@@ -8,10 +8,11 @@ import urllib.error
 import pytest
 
 from tests.host.test_workflows import graphs_of
-from tools import locales, notes, templates
+from tools.authoring import notes, templates
+from tools.authoring import words as locales
+from tools.authoring.words import LANGUAGES, LOCALES
+from tools.comfy.server import PACK
 from tools.host import ROOT
-from tools.locales import LANGUAGES, LOCALES
-from tools.server import PACK
 
 DOCS = ROOT / "web" / "docs"
 TRANSLATIONS = [language for language in LANGUAGES if language != "en"]
@@ -51,7 +52,7 @@ def numbers(text):
 
 
 def test_english_is_what_the_nodes_say(english):
-    assert read("en") == english, "run tools/locales.py"
+    assert read("en") == english, "run tools/authoring/words.py"
 
 
 @pytest.mark.parametrize("language", TRANSLATIONS)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tools import subgraphs, templates
-from tools.server import PACK
-from training import words, world
+from tools.authoring import subgraphs, templates
+from tools.comfy.server import PACK
+from training import caption_encoder as words
+from training import world
 
 NAMES = templates.names()
 
@@ -151,7 +152,7 @@ def template(name):
 def test_template_is_up_to_date(object_info, name):
     built = templates.to_text(templates.build(name, object_info))
     written = templates.path(name).read_text(encoding="utf-8")
-    assert written == built, "run `python tools/templates.py`"
+    assert written == built, "run `python tools/authoring/templates.py`"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,7 +230,7 @@ def test_the_blueprint_is_the_templates_subgraph(server):
     """And the server offers it to the editor."""
     blueprint = json.loads(subgraphs.BLUEPRINT.read_text(encoding="utf-8"))
     built = subgraphs.blueprint(template(subgraphs.TEMPLATE))
-    assert blueprint == built, "run `python tools/templates.py`"
+    assert blueprint == built, "run `python tools/authoring/templates.py`"
     offered = [entry for entry in server.client.get("/global_subgraphs").values() if entry["name"] == subgraphs.NAME]
     assert [entry["info"]["node_pack"] for entry in offered] == [f"custom_nodes.{PACK}"]
 

@@ -8,7 +8,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from tools import demo, graphs, host, render
+from tools import demo, host
+from tools.comfy import graphs, render
 
 KEPT = {
     "prompt": None, "negative": None, "motion": None, "seed": None, "steps": 10, "width": 192, "height": 128

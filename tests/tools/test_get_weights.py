@@ -19,15 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kv_core.checkpoints import encoder_shards, open_checkpoint
-from kv_core.detection import PARTS
-from kv_core.interpolation_unet import InterpolationUNet
-from kv_core.keyframe_unet import KeyframeUNet
-from kv_core.operations import TorchOperations
-from kv_core.published import FLAN_UL2, KANDINSKY, PUBLISHED
-from tests.recipe import fill
-from tests.tools.hub_server import HubServer
-from tools import get_weights, host, hub, notes, templates, weights
+from kv_core.files.checkpoints import encoder_shards, open_checkpoint
+from kv_core.files.detection import PARTS
+from kv_core.files.published import FLAN_UL2, KANDINSKY, PUBLISHED
+from kv_core.networks.interpolation_unet import InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeUNet
+from kv_core.networks.operations import TorchOperations
+from tests.support.hub_server import HubServer
+from tests.support.recipe import fill
+from tools import get_weights, host
+from tools.authoring import notes, templates
+from tools.download import hub, weights
 
 TINY = host.ROOT / "models"
 # Small, but with the published head_dim and groups, which a .pt file has no way to state.
@@ -250,7 +252,10 @@ def test_goes_on_after_it_was_killed(large, models):
     settings = json.dumps({**options, "models": str(models), "only": ["projections"]})
     environ = {**os.environ, "HF_ENDPOINT": large.address, "HF_HUB_OFFLINE": "0"}
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.weights", settings], cwd=host.ROOT, env=environ, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tools.download.weights", settings],
+        cwd=host.ROOT,
+        env=environ,
+        stderr=subprocess.DEVNULL,
     ) as process:
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size > 10 * MB for path in partial_files(models)):
@@ -292,7 +297,7 @@ def test_stopped_by_hand(large, models, monkeypatch, capsys):
 
 def test_stopped_while_it_converts(server, models, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("kv_core.conversion._bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("kv_core.files.conversion._bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert get(models, "projections") == 130
     assert files_in(models) == [f"{weights.DOWNLOADS}/t5_projections.pt"]
     assert get(models, "projections") == 0
@@ -419,7 +424,7 @@ def test_the_command_hands_over(models, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: calls.append(command) or child())
     assert get_weights.main() == 7
     [[python, _, module, settings]] = calls
-    assert (python, module) == (Path(sys.executable), "tools.weights")
+    assert (python, module) == (Path(sys.executable), "tools.download.weights")
     assert json.loads(settings) == {
         "dry_run": False, "only": ["text", "movq"], "dtype": None, "keep_original": False, "yes": True,
         "models": str(models),
@@ -434,7 +439,7 @@ def test_without_comfyui(tmp_path, monkeypatch):
 
 
 def test_types_are_the_converters():
-    from kv_core.conversion import DTYPES
+    from kv_core.files.conversion import DTYPES
 
     assert set(get_weights.DTYPES) == DTYPES.keys() == weights.BYTES.keys()
 

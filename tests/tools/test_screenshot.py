@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from tools import screenshot
+from tools.authoring import screenshot
 
 GRAPH = Image.new("RGB", (1000, 500), "navy")
 
