@@ -50,9 +50,15 @@ class Judge:
 
     def keyframes(self, texts, image, seed, motion="medium", text_guidance=DEFAULTS["text"]):
         return self.pipe.keyframes(
-            texts, self.pipe.encode_image(image, world.SIZE, world.SIZE), MOTION_SCORES[motion],
-            DEFAULTS["augmentation"], text_guidance, DEFAULTS["image"], STEPS[1], seed,
-        )  # fmt: skip
+            texts,
+            self.pipe.encode_image(image, world.SIZE, world.SIZE),
+            MOTION_SCORES[motion],
+            DEFAULTS["augmentation"],
+            text_guidance,
+            DEFAULTS["image"],
+            STEPS[1],
+            seed,
+        )
 
     def interpolate(self, texts, latents, seed):
         return self.pipe.interpolate(texts, latents, 3, DEFAULTS["interpolation"], STEPS[2], seed)
@@ -89,8 +95,10 @@ def compare(pixels, scenes):
     seen = world.read(pixels)
     if seen.found.float().mean() < 0.5:
         return dict.fromkeys(("shape", "colour", "direction", "all"), False)
-    found = {name: (getattr(seen, name)[seen.found].mode().values == getattr(scenes, name)).item()
-             for name in ("shape", "colour")}  # fmt: skip
+    found = {
+        name: (getattr(seen, name)[seen.found].mode().values == getattr(scenes, name)).item()
+        for name in ("shape", "colour")
+    }
     found["direction"] = (world.read_direction(seen.centre[None]) == scenes.direction).item()
     return {**found, "all": all(found.values())}
 
@@ -114,8 +122,9 @@ def text_to_video(judge, index):
 
 def flicker(judge, latents, pixels):
     """Mean change from frame to frame of temporal and image MoVQ, where the picture stands still."""
-    frames = torch.stack([to_pixels(judge.pipe.decode_image(latents[:, :, i : i + 1]))[0]
-                          for i in range(latents.shape[2])])  # fmt: skip
+    frames = torch.stack(
+        [to_pixels(judge.pipe.decode_image(latents[:, :, i : i + 1]))[0] for i in range(latents.shape[2])]
+    )
     still = still_parts(pixels)
     if not still.any():
         return {}
@@ -299,12 +308,24 @@ def summary(results):
             value, chance = mean("no_guidance", key), 1 / len(kind)
             holds = abs(value - chance) < 3 * math.sqrt(chance * (1 - chance) / len(results["no_guidance"]))
             wanted = f"near chance, {chance:.0%}"
-            rows.append((f"without text guidance: {key} matches ({len(results['no_guidance'])} clips)",
-                         f"{value:.1%}", wanted, holds))  # fmt: skip
+            rows.append(
+                (
+                    f"without text guidance: {key} matches ({len(results['no_guidance'])} clips)",
+                    f"{value:.1%}",
+                    wanted,
+                    holds,
+                )
+            )
     if "negative" in results:
         without, with_ = mean("negative", "without"), mean("negative", "with")
-        rows.append((f"share of a colour with it as negative prompt ({len(results['negative'])} pictures)",
-                     f"{with_:.1%}", f"below {without:.1%}", with_ < without))  # fmt: skip
+        rows.append(
+            (
+                f"share of a colour with it as negative prompt ({len(results['negative'])} pictures)",
+                f"{with_:.1%}",
+                f"below {without:.1%}",
+                with_ < without,
+            )
+        )
     return rows
 
 

@@ -4,8 +4,20 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b4513", "#7f7f7f", "#6a3d9a",
-           "#b2182b", "#4d9221")  # fmt: skip
+COLOURS = (
+    "#000000",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8b4513",
+    "#7f7f7f",
+    "#6a3d9a",
+    "#b2182b",
+    "#4d9221",
+)
 X_TICKS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50, 80, 120, 200, 300, 500, 1000)
 Y_TICKS = [mantissa * 10.0**power for power in range(-3, 4) for mantissa in (1, 2, 5)]
 SCALE = 2  # of a screen's pixels

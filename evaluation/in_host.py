@@ -55,8 +55,10 @@ class HostJudge(Judge):
     def __init__(self, models, pack, nodes):
         super().__init__(models)
         self._nodes = nodes
-        self._unets = {part: pack.nodes.host.model.load_unet(str(Path(models) / FILES[part]), "fp32")
-                       for part in ("keyframe_unet", "interpolation_unet")}  # fmt: skip
+        self._unets = {
+            part: pack.nodes.host.model.load_unet(str(Path(models) / FILES[part]), "fp32")
+            for part in ("keyframe_unet", "interpolation_unet")
+        }
         self._latent = pack.nodes.sockets.latent
         self.settings = dict(PUBLISHED)
         self.seconds, self.calls = {}, {}
@@ -70,8 +72,10 @@ class HostJudge(Judge):
 
     def cost(self, *stages):
         """What the last runs of these stages took."""
-        return {"seconds": sum(self.seconds[stage] for stage in stages),
-                "calls": sum(self.calls[stage] for stage in stages)}  # fmt: skip
+        return {
+            "seconds": sum(self.seconds[stage] for stage in stages),
+            "calls": sum(self.calls[stage] for stage in stages),
+        }
 
     @contextlib.contextmanager
     def using(self, settings):
@@ -92,17 +96,29 @@ class HostJudge(Judge):
     def keyframes(self, texts, image, seed, motion="medium", text_guidance=DEFAULTS["text"]):
         frame = self.pipe.encode_image(image, world.SIZE, world.SIZE)
         return self._sample(
-            "keyframes", "Keyframes", texts, seed,
-            first_frame=self._latent("frame", frame), frames=world.KEYFRAMES, motion=motion,
-            motion_score=MOTION_SCORES[motion], noise_augmentation=DEFAULTS["augmentation"],
-            text_guidance=text_guidance, image_guidance=DEFAULTS["image"],
-        )  # fmt: skip
+            "keyframes",
+            "Keyframes",
+            texts,
+            seed,
+            first_frame=self._latent("frame", frame),
+            frames=world.KEYFRAMES,
+            motion=motion,
+            motion_score=MOTION_SCORES[motion],
+            noise_augmentation=DEFAULTS["augmentation"],
+            text_guidance=text_guidance,
+            image_guidance=DEFAULTS["image"],
+        )
 
     def interpolate(self, texts, latents, seed):
         return self._sample(
-            "interpolation", "Interpolate", texts, seed,
-            samples=self._latent("keyframes", latents), skip_frames="auto", guidance=DEFAULTS["interpolation"],
-        )  # fmt: skip
+            "interpolation",
+            "Interpolate",
+            texts,
+            seed,
+            samples=self._latent("keyframes", latents),
+            skip_frames="auto",
+            guidance=DEFAULTS["interpolation"],
+        )
 
     def _node(self, name, **inputs):
         return self._nodes[f"KandinskyVideo{name}"].execute(**inputs).args[0]
@@ -117,9 +133,16 @@ class HostJudge(Judge):
         with count_rows(model.model.diffusion_model) as rows, torch.random.fork_rng(devices=[]):
             start = time.process_time()
             latent = self._node(
-                name, model=cached(model, setting.cache), positive=positive, negative=negative,
-                steps=setting.steps, seed=seed, sampler=sampler, sigmas=sigmas, **inputs,
-            )  # fmt: skip
+                name,
+                model=cached(model, setting.cache),
+                positive=positive,
+                negative=negative,
+                steps=setting.steps,
+                seed=seed,
+                sampler=sampler,
+                sigmas=sigmas,
+                **inputs,
+            )
             self.seconds[stage] = time.process_time() - start
         self.calls[stage] = sum(rows) / BRANCHES[stage]
         return latent["samples"]

@@ -45,14 +45,28 @@ def make(work, models, folder, progress=print):
 
 def text(curves, rows):
     stages = [f"| {name} | {points[-1][0]:.0f} | {points[-1][1]:.4f} |" for name, points in curves.items() if points]
-    return "\n".join([
-        "# The tiny model's training", "",
-        "![Keyframes of six prompts](contact-sheet.png)", "",
-        "## Stages", "", "| stage | steps | loss at the end |", "| --- | --- | --- |", *stages, "",
-        "![Loss over steps](curves.png)", "",
-        "## A short benchmark", "",
-        "`python -m evaluation.benchmark` measures the same over more clips.", "", benchmark.table(rows), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# The tiny model's training",
+            "",
+            "![Keyframes of six prompts](contact-sheet.png)",
+            "",
+            "## Stages",
+            "",
+            "| stage | steps | loss at the end |",
+            "| --- | --- | --- |",
+            *stages,
+            "",
+            "![Loss over steps](curves.png)",
+            "",
+            "## A short benchmark",
+            "",
+            "`python -m evaluation.benchmark` measures the same over more clips.",
+            "",
+            benchmark.table(rows),
+            "",
+        ]
+    )
 
 
 def contact_sheet(clips, prompts, scale=2):
@@ -96,8 +110,10 @@ def plot(curves, width=480, height=220):
         pen.text((left - 46, top), f"{10**high:.2g}", fill="black")
         pen.text((left - 46, bottom - 10), f"{10**low:.2g}", fill="black")
         pen.text((right - 40, bottom + 4), f"{last}", fill="black")
-        line = [(left + (right - left) * step / last, bottom - (bottom - top) * (log - low) / span)
-                for (step, _), log in zip(points, logs)]  # fmt: skip
+        line = [
+            (left + (right - left) * step / last, bottom - (bottom - top) * (log - low) / span)
+            for (step, _), log in zip(points, logs)
+        ]
         if len(line) > 1:
             pen.line(line, fill="blue", width=2)
     return picture

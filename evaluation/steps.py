@@ -26,8 +26,19 @@ from .chart import line_chart
 from .in_host import OWN, OWN_SPACINGS, PUBLISHED, HostJudge, Setting
 
 # Not ddim, which is euler where nothing is masked, nor ddpm, which is euler_ancestral.
-SAMPLERS = (OWN, "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "heun", "uni_pc", "lcm",
-            "res_multistep", "er_sde")  # fmt: skip
+SAMPLERS = (
+    OWN,
+    "euler",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_sde",
+    "heun",
+    "uni_pc",
+    "lcm",
+    "res_multistep",
+    "er_sde",
+)
 TWO_CALLS = {"dpmpp_sde", "heun"}  # of the U-Net a step, so half as many steps are looked at
 STEPS = (5, 8, 10, 15, 20)
 SPACING = "karras"  # what the keyframes' samplers are compared with
@@ -64,8 +75,10 @@ def first_frame(judge, index):
     image = judge.first_frame(judge.pipe.encode_text(scenes.captions()[0]), index)
     pixels = to_pixels(image.resize((world.SIZE, world.SIZE)))
     seen = world.read(pixels)
-    found = {name: (seen.found & (getattr(seen, name) == getattr(scenes, name))).item()
-             for name in ("shape", "colour", "background")}  # fmt: skip
+    found = {
+        name: (seen.found & (getattr(seen, name) == getattr(scenes, name))).item()
+        for name in ("shape", "colour", "background")
+    }
     plain = pixels[0][:, benchmark.still_parts(pixels)]
     noise = 127.5 * (plain - plain.median(dim=1, keepdim=True).values).abs().mean().item()
     return {**found, "all": all(found.values()), "noise": noise, **judge.cost("first_frame")}
@@ -121,12 +134,20 @@ def clip(judge, index):
 
 MEASUREMENTS = {"first_frame": first_frame, "keyframes": keyframes, "interpolation": interpolation, "clip": clip}
 COLUMNS = {  # of the tables, where a stage measures them: heading and digits
-    "calls": ("U-Net calls", 1), "shape": ("shape", 0), "colour": ("colour", 0), "background": ("background", 0),
-    "direction": ("direction", 0), "all": ("all", 0), "error": ("off, pixels", 2), "noise": ("noise of 255", 2),
-    "flicker": ("flicker of 255", 2), "psnr": ("PSNR to the true clip, dB", 1),
-    "psnr_faded": ("that of cross-fading, dB", 1), "psnr_published": ("PSNR to 50 published steps, dB", 1),
+    "calls": ("U-Net calls", 1),
+    "shape": ("shape", 0),
+    "colour": ("colour", 0),
+    "background": ("background", 0),
+    "direction": ("direction", 0),
+    "all": ("all", 0),
+    "error": ("off, pixels", 2),
+    "noise": ("noise of 255", 2),
+    "flicker": ("flicker of 255", 2),
+    "psnr": ("PSNR to the true clip, dB", 1),
+    "psnr_faded": ("that of cross-fading, dB", 1),
+    "psnr_published": ("PSNR to 50 published steps, dB", 1),
     "seconds": ("CPU seconds", 2),
-}  # fmt: skip
+}
 
 
 def settings_of(stage, text):
@@ -139,10 +160,18 @@ def plan(stages, samplers=SAMPLERS, steps=STEPS):
     found = {stage: MORE[stage].split() for stage in stages}
     if "keyframes" in found:
         published = str(PUBLISHED["keyframes"])
-        grid = [f"{sampler}/{SPACING}/{count}" for sampler in samplers for count in steps
-                if sampler not in TWO_CALLS or count <= max(steps) / 2]  # fmt: skip
-        spaced = [f"{sampler}/{spacing}/{SPACED_STEPS}" for sampler in SPACED for spacing in OWN_SPACINGS
-                  if sampler in samplers]  # fmt: skip
+        grid = [
+            f"{sampler}/{SPACING}/{count}"
+            for sampler in samplers
+            for count in steps
+            if sampler not in TWO_CALLS or count <= max(steps) / 2
+        ]
+        spaced = [
+            f"{sampler}/{spacing}/{SPACED_STEPS}"
+            for sampler in SPACED
+            for spacing in OWN_SPACINGS
+            if sampler in samplers
+        ]
         found["keyframes"] = [published, *grid, *spaced, *found["keyframes"]]
     return list(dict.fromkeys((stage, text) for stage, texts in found.items() for text in texts))
 
@@ -150,9 +179,13 @@ def plan(stages, samplers=SAMPLERS, steps=STEPS):
 def measure(judge, tasks, clips, path, progress=print):
     """Measures what is missing in the JSON file `path`, {"stage setting": {index: measured}}, and returns all of it."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    todo = [(stage, text, index) for begin in range(0, clips, ROUND) for stage, text in tasks
-            for index in range(begin, min(begin + ROUND, clips))
-            if str(index) not in results.get(f"{stage} {text}", {})]  # fmt: skip
+    todo = [
+        (stage, text, index)
+        for begin in range(0, clips, ROUND)
+        for stage, text in tasks
+        for index in range(begin, min(begin + ROUND, clips))
+        if str(index) not in results.get(f"{stage} {text}", {})
+    ]
     start = time.monotonic()
     for done, (stage, text, index) in enumerate(todo, 1):
         with torch.inference_mode(), judge.using(settings_of(stage, text)):

@@ -33,9 +33,7 @@ class KandinskyVideoPipeline:
     the noise of one sampling stage, see diffusion.SeededNoise.
     """
 
-    def __init__(
-        self, text_model, tokenizer, keyframe, interpolation, movq, video_movq, noise=diffusion.SeededNoise
-    ):
+    def __init__(self, text_model, tokenizer, keyframe, interpolation, movq, video_movq, noise=diffusion.SeededNoise):
         self.text_model, self.tokenizer = text_model, tokenizer
         self.keyframe, self.interpolation = keyframe, interpolation
         self.movq, self.video_movq = movq, video_movq
@@ -76,9 +74,7 @@ class KandinskyVideoPipeline:
             raise ValueError(f"fps is {fps!r}, expected one of {', '.join(SKIP_FRAMES)}.")
         texts = self.encode_text(prompt, negative_prompt)
         if image is None:
-            latent = self.first_frame(
-                texts, 2 * width, 2 * height, key_frame_guidance_scale, steps[0], seed, progress
-            )
+            latent = self.first_frame(texts, 2 * width, 2 * height, key_frame_guidance_scale, steps[0], seed, progress)
             image = self.decode_image(latent)
         latents = self.keyframes(
             texts, self.encode_image(image, width, height), motion_score(motion), noise_augmentation,
@@ -127,15 +123,11 @@ class KandinskyVideoPipeline:
 
         def predict(x, time):
             branches = [(prompt, condition), (empty, condition), (empty, torch.zeros_like(condition))]
-            full, image, none = (
-                unet(torch.cat([x, given], dim=1), time, text, **scores) for text, given in branches
-            )
+            full, image, none = (unet(torch.cat([x, given], dim=1), time, text, **scores) for text, given in branches)
             return diffusion.guide_three(full, image, none, guidance_text, guidance_image)
 
         shape = (1, 4, count, *first_frame.shape[-2:])
-        return self._sample(
-            "keyframes", unet, predict, "epsilon", shape, diffusion.leading(steps), noise, progress
-        )
+        return self._sample("keyframes", unet, predict, "epsilon", shape, diffusion.leading(steps), noise, progress)
 
     def interpolate(self, texts, latents, skip_frames, guidance, steps, seed, progress=None):
         """Puts three frames into every gap of `[1, 4, t, h, w]`; returns `[1, 4, 4t - 3, h, w]`, the given kept."""

@@ -16,10 +16,18 @@ from tools import host  # noqa: E402
 
 STAGES = ("text", "first-frame", "keyframes", "interpolation", "encode-image", "decode-image", "decode-video")
 COLUMNS = (
-    ("stage", "stage"), ("cold", "cold s"), ("warm", "warm s"), ("spread", "least to most"), ("tflop", "TFLOP"),
-    ("rate", "TFLOP/s"), ("share", "of matmul"), ("peak", "peak GB"), ("reserved", "reserved GB"), ("host", "host GB"),
+    ("stage", "stage"),
+    ("cold", "cold s"),
+    ("warm", "warm s"),
+    ("spread", "least to most"),
+    ("tflop", "TFLOP"),
+    ("rate", "TFLOP/s"),
+    ("share", "of matmul"),
+    ("peak", "peak GB"),
+    ("reserved", "reserved GB"),
+    ("host", "host GB"),
     ("estimate", "estimate / peak"),
-)  # fmt: skip
+)
 
 
 def parse() -> argparse.Namespace:

@@ -28,12 +28,18 @@ CHUNK = 5  # frames that the video decoder takes at once, at most
 SIZES = {
     "full": {"unet": {}, "movq": {}, "text": {}},
     "small": {
-        "unet": {"model_channels": 96, "init_channels": 48, "time_embed_dim": 384, "context_dim": 256, "groups": 16,
-                 "head_dim": 32},
+        "unet": {
+            "model_channels": 96,
+            "init_channels": 48,
+            "time_embed_dim": 384,
+            "context_dim": 256,
+            "groups": 16,
+            "head_dim": 32,
+        },
         "movq": {"ch": 64},
         "text": {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_heads": 4, "num_layers": 4, "vocab_size": 32128},
     },
-}  # fmt: skip
+}
 
 
 class PeakBytes(TorchDispatchMode):
@@ -175,12 +181,27 @@ def measure(stage, size, width, height, device, dtype, repeat, compile):
     peak, reserved = peak_memory(run, device)
     warm, work = statistics.median(times), flops.get_total_flops() / 1e12
     return {
-        "stage": stage, "size": size, "width": width, "height": height, "compiled": compile, "dtype": str(dtype)[6:],
-        "device": torch.cuda.get_device_name() if device == "cuda" else device, "machine": platform.machine(),
-        "torch": torch.__version__, "cold": cold, "warm": warm, "times": times, "tflop": work, "rate": work / warm,
-        "matmul": matmul, "share": work / warm / matmul, "peak": peak / 1e9,
-        "reserved": reserved and reserved / 1e9, "host": memory.peak() / 1e9, "estimate": estimate / peak,
-    }  # fmt: skip
+        "stage": stage,
+        "size": size,
+        "width": width,
+        "height": height,
+        "compiled": compile,
+        "dtype": str(dtype)[6:],
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "cold": cold,
+        "warm": warm,
+        "times": times,
+        "tflop": work,
+        "rate": work / warm,
+        "matmul": matmul,
+        "share": work / warm / matmul,
+        "peak": peak / 1e9,
+        "reserved": reserved and reserved / 1e9,
+        "host": memory.peak() / 1e9,
+        "estimate": estimate / peak,
+    }
 
 
 def pick_device(name):

@@ -37,9 +37,9 @@ def interpolation_clips(folder, movq, count):
 
 
 def scenes(tensors, rows):
-    return world.Scenes(**{
-        name.removeprefix("scene."): value[rows] for name, value in tensors.items() if name.startswith("scene.")
-    })  # fmt: skip
+    return world.Scenes(
+        **{name.removeprefix("scene."): value[rows] for name, value in tensors.items() if name.startswith("scene.")}
+    )
 
 
 def sample_motion(count, generator):

@@ -28,9 +28,18 @@ def first_frame_loss(
 
 
 def keyframe_loss(
-    unet, latents, text, null_embedding, motion_score, generator,
-    drop_text=0.1, drop_all=0.1, most_augmentation=200, most_weight=100.0, towards_noise=1.0,
-):  # fmt: skip
+    unet,
+    latents,
+    text,
+    null_embedding,
+    motion_score,
+    generator,
+    drop_text=0.1,
+    drop_all=0.1,
+    most_augmentation=200,
+    most_weight=100.0,
+    towards_noise=1.0,
+):
     """Noise prediction in video mode, motion_score `[b]`.
 
     The first frame is given with up to `most_augmentation` steps of noise. A share of the rows loses its text, another
@@ -40,19 +49,26 @@ def keyframe_loss(
     no_text, nothing = dice < drop_text + drop_all, dice < drop_all
     context, mask = without(text, null_embedding, no_text)
     augmentation = torch.randint(most_augmentation + 1, (len(latents),), generator=generator)
-    condition = torch.cat([
-        frames.first_frame_condition(
-            clip[None, :, :1], latents.shape[2], int(level), torch.rand(clip[None, :, :1].shape, generator=generator)
-        )
-        for clip, level in zip(latents, augmentation)
-    ])
+    condition = torch.cat(
+        [
+            frames.first_frame_condition(
+                clip[None, :, :1],
+                latents.shape[2],
+                int(level),
+                torch.rand(clip[None, :, :1].shape, generator=generator),
+            )
+            for clip, level in zip(latents, augmentation)
+        ]
+    )
     condition = condition * ~nothing.to(condition.device)[:, None, None, None, None]
     noisy, noise, time = noised(latents, generator, towards_noise)
     out = unet(
-        torch.cat([noisy, condition], dim=1), time, unet.read_text(context, mask),
+        torch.cat([noisy, condition], dim=1),
+        time,
+        unet.read_text(context, mask),
         motion_score=motion_score[:, None].to(latents.device),
         noise_augmentation=augmentation[:, None].to(latents.device),
-    )  # fmt: skip
+    )
     return noise_loss(out, noise, time, most_weight)
 
 
@@ -68,10 +84,13 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     kept = ~nothing.to(latents.device)
     noisy, noise, time = noised(between, generator)
     out = unet(
-        frames.between(given * kept[:, None, None, None, None], noisy), time, unet.read_text(context, mask),
-        temporal_mask=(~nothing).tolist(), skip_frames=skip_frames.to(latents.device),
+        frames.between(given * kept[:, None, None, None, None], noisy),
+        time,
+        unet.read_text(context, mask),
+        temporal_mask=(~nothing).tolist(),
+        skip_frames=skip_frames.to(latents.device),
         perturbation_time=torch.zeros_like(time),
-    )  # fmt: skip
+    )
     return mse_loss(out, velocity(between, noise, time))
 
 

@@ -13,15 +13,28 @@ CONTEXT_DIM = 64
 # A normalised group's size wavers with the noise in it, the more the fewer numbers it has, and with it the noise that
 # is predicted. At 8x8 latents that hides faint signals, so here all channels are one group.
 KEYFRAME_UNET = {
-    "model_channels": 16, "init_channels": 48, "time_embed_dim": 112, "context_dim": CONTEXT_DIM, "groups": 1,
-    "head_dim": 16, "expansion_ratio": 2, "dim_mult": (3, 4, 6), "num_blocks": (1, 1, 1),
-    "add_cross_attention": (False, True, True), "add_self_attention": (False, True, True),
-}  # fmt: skip
+    "model_channels": 16,
+    "init_channels": 48,
+    "time_embed_dim": 112,
+    "context_dim": CONTEXT_DIM,
+    "groups": 1,
+    "head_dim": 16,
+    "expansion_ratio": 2,
+    "dim_mult": (3, 4, 6),
+    "num_blocks": (1, 1, 1),
+    "add_cross_attention": (False, True, True),
+    "add_self_attention": (False, True, True),
+}
 # Skips leave a level after its down-sampling, so the outermost width must hold four times the predicted channels.
 INTERPOLATION_UNET = KEYFRAME_UNET | {
-    "model_channels": 64, "time_embed_dim": 80, "groups": 8, "dim_mult": (1, 1), "num_blocks": (1, 1),
-    "add_cross_attention": (False, True), "add_self_attention": (False, True),
-}  # fmt: skip
+    "model_channels": 64,
+    "time_embed_dim": 80,
+    "groups": 8,
+    "dim_mult": (1, 1),
+    "num_blocks": (1, 1),
+    "add_cross_attention": (False, True),
+    "add_self_attention": (False, True),
+}
 MOVQ = {"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1}  # four levels: a latent is an eighth of the picture
 ENCODER = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 2}
 

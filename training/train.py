@@ -71,7 +71,7 @@ def run(stages, options):
     processes = [
         context.Process(target=work, args=(stages, options, meeting_place, rank), daemon=True)
         for rank in range(options.workers)
-    ]  # fmt: skip
+    ]
     for process in processes:
         process.start()
     try:
@@ -104,8 +104,10 @@ def write(parts, folder, dtype=torch.float16):
     unets, vae, text = (Path(folder, name, "kv-tiny") for name in ("diffusion_models", "vae", "text_encoders"))
     state = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, tuple)}
     encoder, projections = parts["text"].text_encoder.state_dict(), parts["text"].projections.state_dict()
-    unet = {name: parts[name][0].state_dict() | {"null_embedding": parts[name][1]}
-            for name in ("keyframes", "interpolation")}  # fmt: skip
+    unet = {
+        name: parts[name][0].state_dict() | {"null_embedding": parts[name][1]}
+        for name in ("keyframes", "interpolation")
+    }
     files = {
         unets / "keyframes.safetensors": ("keyframe_unet", tiny.KEYFRAME_UNET, unet["keyframes"]),
         unets / "interpolation.safetensors": ("interpolation_unet", tiny.INTERPOLATION_UNET, unet["interpolation"]),

@@ -13,8 +13,10 @@ from . import workers
 # For processes that run side by side, read when they start. By default torch's threads wait for each other in a busy
 # loop, in the other's way; and glibc gives large tensors back to the system after every use and asks for them again.
 SIDE_BY_SIDE = {
-    "OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"
-}  # fmt: skip
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+}
 
 
 class Trainer:
@@ -30,9 +32,7 @@ class Trainer:
         self.name, self.modules, self.folder, self.steps = name, modules, Path(folder), steps
         self.learning_rate, self.seed, self.decay, self.save_every = learning_rate, seed, decay, save_every
         parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        self.optimiser = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.parameters = parameters
         self.shadow = {key: _copy(module) for key, module in modules.items()}
         self.step = 0
@@ -46,9 +46,12 @@ class Trainer:
         self._resume()
         saved, parent = time.monotonic(), os.getppid()
         bar = tqdm(
-            total=self.steps, initial=self.step, desc=self.name, mininterval=1,
+            total=self.steps,
+            initial=self.step,
+            desc=self.name,
+            mininterval=1,
             disable=self.step == self.steps or workers.rank() > 0,
-        )  # fmt: skip
+        )
         mean = None
         while self.step < self.steps:
             if os.getppid() != parent:

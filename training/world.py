@@ -120,9 +120,9 @@ def draw(scenes, times, size=SIZE):
     """Clips `[b, t, 3, size, size]` at `times` (in keyframes)."""
     centres = positions(scenes, times)
     cover = coverage(scenes.shape[:, None], centres, scenes.radius[:, None], size)[:, :, None]
-    return _palette(COLOURS)[scenes.colour][:, None, :, None, None] * cover + _palette(BACKGROUNDS)[
-        scenes.background
-    ][:, None, :, None, None] * (1 - cover)
+    return _palette(COLOURS)[scenes.colour][:, None, :, None, None] * cover + _palette(BACKGROUNDS)[scenes.background][
+        :, None, :, None, None
+    ] * (1 - cover)
 
 
 def coverage(shape, centre, radius, size=SIZE):

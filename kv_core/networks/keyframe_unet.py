@@ -26,14 +26,18 @@ class TemporalResNetBlock(nn.Module):
         conv3d, weights = factory["operations"].Conv3d, {"dtype": factory["dtype"], "device": factory["device"]}
         hidden = channels // sizes.compression_ratio
         shapes = [(channels, hidden, 1), (hidden, hidden, 3), (hidden, hidden, 3), (hidden, channels, 1)]
-        self.temporal_resnet_blocks = nn.ModuleList([
-            nn.ModuleList([
-                ConditionalGroupNorm(ins, sizes.groups, sizes.time_embed_dim, **factory),
-                Activation(),
-                conv3d(ins, outs, (kernel, 1, 1), padding=(kernel // 2, 0, 0), **weights),
-            ])
-            for ins, outs, kernel in shapes
-        ])
+        self.temporal_resnet_blocks = nn.ModuleList(
+            [
+                nn.ModuleList(
+                    [
+                        ConditionalGroupNorm(ins, sizes.groups, sizes.time_embed_dim, **factory),
+                        Activation(),
+                        conv3d(ins, outs, (kernel, 1, 1), padding=(kernel // 2, 0, 0), **weights),
+                    ]
+                )
+                for ins, outs, kernel in shapes
+            ]
+        )
 
     def forward(self, x, embedding, branches):
         out = x

@@ -136,12 +136,14 @@ class ResNetBlock(nn.Module):
         super().__init__()
         ops, weights = factory["operations"], {"dtype": factory["dtype"], "device": factory["device"]}
         hidden = max(in_channels, out_channels) // sizes.compression_ratio
-        self.resnet_blocks = nn.ModuleList([
-            Block(in_channels, hidden, 1, sizes, temporal=temporal, **factory),
-            Block(hidden, hidden, 3, sizes, "up" if sample == "up" else None, temporal, **factory),
-            Block(hidden, hidden, 3, sizes, "down" if sample == "down" else None, temporal, **factory),
-            Block(hidden, out_channels, 1, sizes, temporal=temporal, **factory),
-        ])
+        self.resnet_blocks = nn.ModuleList(
+            [
+                Block(in_channels, hidden, 1, sizes, temporal=temporal, **factory),
+                Block(hidden, hidden, 3, sizes, "up" if sample == "up" else None, temporal, **factory),
+                Block(hidden, hidden, 3, sizes, "down" if sample == "down" else None, temporal, **factory),
+                Block(hidden, out_channels, 1, sizes, temporal=temporal, **factory),
+            ]
+        )
         shortcut = nn.ModuleDict()
         if sample == "up":
             shortcut["shortcut_up_sample"] = ops.ConvTranspose2d(in_channels, in_channels, 2, 2, **weights)

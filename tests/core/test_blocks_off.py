@@ -25,9 +25,14 @@ def run(unet, off=ALL_ON, skip_frames=(3, 1, 2)):
     if isinstance(unet, KeyframeUNet):
         return unet(noise(3, 9, 4, 8, 8), time, text, motion_score=number, noise_augmentation=number, off=off)
     return unet(
-        noise(3, 20, 4, 8, 8), time, text, temporal_mask=(True, False, True), skip_frames=torch.tensor(skip_frames),
-        perturbation_time=torch.zeros(3, dtype=torch.long), off=off,
-    )  # fmt: skip
+        noise(3, 20, 4, 8, 8),
+        time,
+        text,
+        temporal_mask=(True, False, True),
+        skip_frames=torch.tensor(skip_frames),
+        perturbation_time=torch.zeros(3, dtype=torch.long),
+        off=off,
+    )
 
 
 def silence(unet, ends):

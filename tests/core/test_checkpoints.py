@@ -32,9 +32,15 @@ from training import tiny
 ROOT = Path(__file__).parents[2]
 # Small, but with the published head_dim and groups, which a .pt file has no way to state.
 UNET = {
-    "model_channels": 64, "init_channels": 64, "time_embed_dim": 64, "context_dim": 32, "dim_mult": (1,),
-    "num_blocks": (1,), "add_cross_attention": (True,), "add_self_attention": (True,),
-}  # fmt: skip
+    "model_channels": 64,
+    "init_channels": 64,
+    "time_embed_dim": 64,
+    "context_dim": 32,
+    "dim_mult": (1,),
+    "num_blocks": (1,),
+    "add_cross_attention": (True,),
+    "add_self_attention": (True,),
+}
 MOVQ = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1}
 ENCODER = {"d_model": 64, "d_kv": 16, "d_ff": 48, "num_heads": 2, "num_layers": 2, "vocab_size": 100}
 PUBLISHED = {
@@ -194,8 +200,12 @@ def assert_layout(file):
 def test_converted_folder_has_its_tokenizer(published, tmp_path):
     convert(published / "flan-ul2", tmp_path / "ul2", torch.float16)
     assert names_in(tmp_path / "ul2") == [
-        "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert load_tokenizer(tmp_path / "ul2")("a red fox").attention_mask.sum() == 4
 
 
@@ -204,8 +214,11 @@ def test_files_are_mapped_and_streamed(tmp_path):
         pytest.skip("measures memory as Linux reports it")
     source = tmp_path / "projections.safetensors"
     layer = {"0.weight": (1024, 2048), "1.weight": (1024,), "1.bias": (1024,)}
-    save_file({f"projection_{i}.{k}": torch.ones(s) for i in range(12) for k, s in layer.items()}
-              | {f"projection_base.{k}": torch.ones(s) for k, s in layer.items()}, source)  # fmt: skip
+    save_file(
+        {f"projection_{i}.{k}": torch.ones(s) for i in range(12) for k, s in layer.items()}
+        | {f"projection_base.{k}": torch.ones(s) for k, s in layer.items()},
+        source,
+    )
     torch.save(load_file(source), tmp_path / "projections.pt")  # 104 MiB each
     for file in (source, tmp_path / "projections.pt"):
         target, memory = tmp_path / f"half of {file.name}.safetensors", [anonymous_memory()]
@@ -390,16 +403,22 @@ BAD_FILES = {
     "one tensor": (saved(torch.ones(3)), "not recognised"),
     "list": (saved([torch.ones(3)]), "not recognised"),
     "optimizer": (saved({"step": 3, "state": {0: {"exp_avg": torch.ones(2)}}}), "not recognised"),
-    "Stable Diffusion": (saved({"state_dict": {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}}),
-                         "looks like a Stable Diffusion checkpoint"),
+    "Stable Diffusion": (
+        saved({"state_dict": {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}}),
+        "looks like a Stable Diffusion checkpoint",
+    ),
     "LoRA": (saved({"unet.in_layer.lora_up.weight": torch.ones(1)}), "looks like a LoRA"),
-    "null embedding": (saved({"unet": model("keyframe_unet").state_dict(), "null_embedding": torch.ones(2, 32)}),
-                       "null embedding of shape (2, 32)"),
+    "null embedding": (
+        saved({"unet": model("keyframe_unet").state_dict(), "null_embedding": torch.ones(2, 32)}),
+        "null embedding of shape (2, 32)",
+    ),
     "half a state dict": (saved(dict(list(model("image_movq").state_dict().items())[::2])), "MoVQ"),
-    "unknown tensor": (saved(model("image_movq").state_dict() | {"quantize.embedding.weight": torch.ones(8, 4)}),
-                       "1 unknown"),
+    "unknown tensor": (
+        saved(model("image_movq").state_dict() | {"quantize.embedding.weight": torch.ones(8, 4)}),
+        "1 unknown",
+    ),
     "integers": (integers, "quantized"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BAD_FILES)

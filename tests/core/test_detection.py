@@ -19,9 +19,12 @@ from tests.support.recipe import GOLDENS, golden
 
 MANIFESTS = GOLDENS.parent / "manifests"
 CLASSES = {
-    "keyframe_unet": KeyframeUNet, "interpolation_unet": InterpolationUNet, "image_movq": MoVQ, "video_movq": MoVQ,
+    "keyframe_unet": KeyframeUNet,
+    "interpolation_unet": InterpolationUNet,
+    "image_movq": MoVQ,
+    "video_movq": MoVQ,
     "text_encoder": TextEncoder,
-}  # fmt: skip
+}
 # Settings of the published configs that say how the models were trained, or are implied by `temporal`.
 NOT_SIZES = {"double_z", "resolution", "attn_resolutions", "dropout", "temporal_attention_block"}
 GOLDEN_PARTS = {
@@ -35,9 +38,15 @@ GOLDEN_PARTS = {
     "video_movq_flicker": "video_movq",
 }
 SMALL_UNET = {
-    "model_channels": 64, "init_channels": 64, "time_embed_dim": 64, "context_dim": 32, "dim_mult": (1, 2),
-    "num_blocks": (1, 1), "add_cross_attention": (False, True), "add_self_attention": (False, True),
-}  # fmt: skip
+    "model_channels": 64,
+    "init_channels": 64,
+    "time_embed_dim": 64,
+    "context_dim": 32,
+    "dim_mult": (1, 2),
+    "num_blocks": (1, 1),
+    "add_cross_attention": (False, True),
+    "add_self_attention": (False, True),
+}
 
 
 def manifest(part):
@@ -100,9 +109,13 @@ def test_variants(name):
 @pytest.mark.parametrize("part", ["keyframe_unet", "interpolation_unet"])
 def test_levels_may_differ(part):
     sizes = {
-        "dim_mult": (1, 2, 3), "num_blocks": (3, 1, 2), "add_cross_attention": (True, False, True),
-        "add_self_attention": (False, True, False), "expansion_ratio": 2, "compression_ratio": 1,
-    }  # fmt: skip
+        "dim_mult": (1, 2, 3),
+        "num_blocks": (3, 1, 2),
+        "add_cross_attention": (True, False, True),
+        "add_self_attention": (False, True, False),
+        "expansion_ratio": 2,
+        "compression_ratio": 1,
+    }
     config = full_config(part, SMALL_UNET | sizes)
     assert detect(shapes_of(part, config)).config == config
 

@@ -7,8 +7,9 @@ from kv_core.sampling import diffusion
 from tests.support.recipe import golden
 
 
-@pytest.mark.parametrize("prediction, timesteps", [("epsilon", diffusion.leading(50)),
-                                                   ("v_prediction", diffusion.trailing(10))])  # fmt: skip
+@pytest.mark.parametrize(
+    "prediction, timesteps", [("epsilon", diffusion.leading(50)), ("v_prediction", diffusion.trailing(10))]
+)
 def test_schedule(prediction, timesteps):
     tensors, _ = golden("schedules")
     torch.testing.assert_close(
@@ -18,9 +19,13 @@ def test_schedule(prediction, timesteps):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("name, prediction, timesteps", [
-    ("epsilon", "epsilon", diffusion.leading(50)), ("v_prediction", "velocity", diffusion.trailing(10)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, prediction, timesteps",
+    [
+        ("epsilon", "epsilon", diffusion.leading(50)),
+        ("v_prediction", "velocity", diffusion.trailing(10)),
+    ],
+)
 def test_every_step(name, prediction, timesteps, dtype, tolerance):
     tensors, _ = golden("schedules")
     outputs = tensors[f"{name}.model_output"].to(dtype)

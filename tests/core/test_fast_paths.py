@@ -54,9 +54,13 @@ def interpolation(read, acting):
     unet = fill(InterpolationUNet(**golden(name)[1]["config"], **FACTORY), name)
     time, number = torch.tensor([999, 500, 99]), torch.tensor([3, 1, 2])
     return unet(
-        noise(3, 20, 4, 8, 8), time, read(unet, *prompts(unet)), temporal_mask=acting, skip_frames=number,
+        noise(3, 20, 4, 8, 8),
+        time,
+        read(unet, *prompts(unet)),
+        temporal_mask=acting,
+        skip_frames=number,
         perturbation_time=number,
-    )  # fmt: skip
+    )
 
 
 def decoding(read, part):
@@ -193,6 +197,7 @@ SHARES = {"keyframes": 0.85, "decode-video": 0.9}
 @pytest.mark.parametrize("stage", SHARES)
 def test_time_and_memory(monkeypatch, stage):
     """At 36 frames of 32x32 latents with 96 model channels, and a chunk of video of that size."""
+
     def build():
         return getattr(measure.Stages("small", 256, 256, "cpu", torch.float32, False), stage.replace("-", "_"))()[0]
 

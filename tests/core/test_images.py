@@ -30,10 +30,16 @@ def test_images_keep_every_byte():
     torch.testing.assert_close(to_pixels(image)[0, 0], frame[0, :, :, 0] / 127.5 - 1)
 
 
-@pytest.mark.parametrize("mode, colour, expected", [
-    ("RGBA", (10, 20, 30, 0), (10, 20, 30)), ("CMYK", (255, 0, 0, 0), (0, 255, 255)), ("L", 7, (7, 7, 7)),
-    ("1", 1, (255, 255, 255)), ("I;16", 0x8000, (128, 128, 128)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode, colour, expected",
+    [
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("CMYK", (255, 0, 0, 0), (0, 255, 255)),
+        ("L", 7, (7, 7, 7)),
+        ("1", 1, (255, 255, 255)),
+        ("I;16", 0x8000, (128, 128, 128)),
+    ],
+)
 def test_every_mode_becomes_rgb(mode, colour, expected):
     assert fit(Image.new(mode, (64, 64), colour), 64, 64).getpixel((5, 5)) == expected
 

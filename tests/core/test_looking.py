@@ -86,10 +86,13 @@ def test_words_of_whole_tokens():
     assert len(long) == 128 and long[-1] == ("</s>", 1), "only what is read"
 
 
-@pytest.mark.parametrize("pieces, words", [
-    (["▁a", "▁life", "guard", "▁", "pool", "</s>"], [("a", 1), ("lifeguard", 2), ("pool", 2), ("</s>", 1)]),
-    (["▁cat", ".", "</s>"], [("cat.", 2), ("</s>", 1)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pieces, words",
+    [
+        (["▁a", "▁life", "guard", "▁", "pool", "</s>"], [("a", 1), ("lifeguard", 2), ("pool", 2), ("</s>", 1)]),
+        (["▁cat", ".", "</s>"], [("cat.", 2), ("</s>", 1)]),
+    ],
+)
 def test_words_of_pieces(pieces, words):
     class Pieces:
         def __call__(self, text, verbose):

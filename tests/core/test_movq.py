@@ -30,8 +30,9 @@ def test_image_movq(dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
-@pytest.mark.parametrize("variant, frames", [("default", 4), ("default", 5), ("default", 2), ("default", 1),
-                                             ("flicker", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    "variant, frames", [("default", 4), ("default", 5), ("default", 2), ("default", 1), ("flicker", 4)]
+)
 def test_video_movq(variant, frames, dtype, tolerance):
     tensors, case = golden(f"video_movq_{variant}")
     movq = build(case, f"video_movq_{variant}", dtype)
@@ -40,8 +41,17 @@ def test_video_movq(variant, frames, dtype, tolerance):
     torch.testing.assert_close(decoded.float(), tensors[f"f{frames}.decoded"], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("frames, chunks", [
-    (12, [4] * 3), (45, [5] * 9), (177, [5] * 35 + [2]), (4, [4]), (13, [5, 5, 3]), (1, [1]), (3, [3]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "frames, chunks",
+    [
+        (12, [4] * 3),
+        (45, [5] * 9),
+        (177, [5] * 35 + [2]),
+        (4, [4]),
+        (13, [5, 5, 3]),
+        (1, [1]),
+        (3, [3]),
+    ],
+)
 def test_chunks(frames, chunks):
     assert decode_chunks(frames) == chunks

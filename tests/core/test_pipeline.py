@@ -78,9 +78,16 @@ def test_keyframe_loop(dtype, tolerance):
     texts = (tensors["context"], tensors["context_mask"]), None
     first_frame = tensors["keyframes.first_frame"][None, :, None].to(dtype)
     out = build_pipeline(dtype, stages=[noise]).keyframes(
-        texts, first_frame, case["motion_score"], case["noise_augmentation"], case["guidance"]["text"],
-        case["guidance"]["image"], 50, 0, count=case["num_frames"],
-    )  # fmt: skip
+        texts,
+        first_frame,
+        case["motion_score"],
+        case["noise_augmentation"],
+        case["guidance"]["text"],
+        case["guidance"]["image"],
+        50,
+        0,
+        count=case["num_frames"],
+    )
     expected = rearrange(tensors["keyframes.out"], "t c h w -> 1 c t h w")
     torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=tolerance)
 
@@ -109,16 +116,21 @@ def test_pipeline(name, monkeypatch):
     stages = []
     for i in range(4):
         if f"{name}.initial_noise.{i}" in tensors:
-            stages.append(GoldenNoise(
-                torch.float64, tensors[f"{name}.initial_noise.{i}"], tensors[f"{name}.step_noise.{i}"],
-                tensors[f"{name}.augmentation_noise"],
-            ))  # fmt: skip
+            stages.append(
+                GoldenNoise(
+                    torch.float64,
+                    tensors[f"{name}.initial_noise.{i}"],
+                    tensors[f"{name}.step_noise.{i}"],
+                    tensors[f"{name}.augmentation_noise"],
+                )
+            )
     pipe = build_pipeline(torch.float64, Tokens(tensors["input_ids"], tensors["attention_mask"], False), stages)
     seen = {}
     for stage in ("decode_image", "decode_video"):
         method = getattr(pipe, stage)
-        monkeypatch.setattr(pipe, stage, lambda latent, stage=stage, method=method: seen.setdefault(
-            stage, (latent, method(latent)))[1])  # fmt: skip
+        monkeypatch.setattr(
+            pipe, stage, lambda latent, stage=stage, method=method: seen.setdefault(stage, (latent, method(latent)))[1]
+        )
     frames = pipe(
         "",
         image=Image.fromarray(tensors["i2v.image"].numpy()) if name.startswith("i2v") else None,
@@ -143,11 +155,14 @@ def test_pipeline(name, monkeypatch):
     assert [frame.tobytes() for frame in frames] == [frame.numpy().tobytes() for frame in seen["decode_video"][1]]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"width": 100}, "100x512, expected multiples of 64"),
-    ({"height": 0}, "512x0, expected multiples of 64"),
-    ({"fps": "fast"}, "'fast', expected one of low, medium, high"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"width": 100}, "100x512, expected multiples of 64"),
+        ({"height": 0}, "512x0, expected multiples of 64"),
+        ({"fps": "fast"}, "'fast', expected one of low, medium, high"),
+    ],
+)
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_pipeline(torch.float32)("a cat", **arguments)
@@ -203,11 +218,20 @@ def test_pipeline_from_a_folder(weights):
 
     first = clip("a red fox", seed=5, progress=lambda *step: seen.append(step))
     assert [frame.size for frame in first] == [(128, 64)] * 9
-    assert seen == [("first frame", 0, 2), ("first frame", 1, 2), ("keyframes", 0, 2), ("keyframes", 1, 2),
-                    ("interpolation", 0, 1)]  # fmt: skip
+    assert seen == [
+        ("first frame", 0, 2),
+        ("first frame", 1, 2),
+        ("keyframes", 0, 2),
+        ("keyframes", 1, 2),
+        ("interpolation", 0, 1),
+    ]
     assert first == clip("a red fox", seed=5)
-    for other in (clip("a red fox", seed=6), clip("a blue whale", seed=5), clip("a red fox", seed=5, motion="extreme"),
-                  clip("a red fox", seed=5, negative_prompt="rain")):  # fmt: skip
+    for other in (
+        clip("a red fox", seed=6),
+        clip("a blue whale", seed=5),
+        clip("a red fox", seed=5, motion="extreme"),
+        clip("a red fox", seed=5, negative_prompt="rain"),
+    ):
         assert other != first
 
 

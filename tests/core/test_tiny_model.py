@@ -29,10 +29,17 @@ def test_small_and_nothing_else():
     files = [path for path in MODELS.rglob("*") if path.is_file() and "kv-tiny" in path.parts]
     assert sum(path.stat().st_size for path in files) < 16e6
     assert {path.name for path in files} == {
-        "keyframes.safetensors", "interpolation.safetensors", "movq.safetensors", "video_movq.safetensors",
-        "t5_projections.safetensors", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+        "keyframes.safetensors",
+        "interpolation.safetensors",
+        "movq.safetensors",
+        "video_movq.safetensors",
+        "t5_projections.safetensors",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "special_tokens_map.json",
-    }  # fmt: skip
+    }
 
 
 def test_tokenizer():
@@ -58,8 +65,13 @@ def test_latents_stay_in_the_samplers_range_and_come_back():
 @pytest.fixture(scope="module")
 def results():
     counts = {
-        "text_to_video": 16, "motion": 4, "image_to_video": 6, "interpolation": 4, "no_guidance": 10, "negative": 12
-    }  # fmt: skip
+        "text_to_video": 16,
+        "motion": 4,
+        "image_to_video": 6,
+        "interpolation": 4,
+        "no_guidance": 10,
+        "negative": 12,
+    }
     return benchmark.run(MODELS, counts, os.cpu_count() or 1, progress=False)
 
 

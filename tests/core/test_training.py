@@ -99,10 +99,12 @@ def test_keyframe_loss_asks_for_the_samplers_noise(text):
     null = torch.ones(8)
 
     def noise(x, time):
-        return torch.cat([
-            (row - diffusion.abar(int(t)).sqrt() * clip) / (1 - diffusion.abar(int(t))).sqrt()
-            for row, clip, t in zip(x[:, None, :4], latents[:, None], time)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                (row - diffusion.abar(int(t)).sqrt() * clip) / (1 - diffusion.abar(int(t))).sqrt()
+                for row, clip, t in zip(x[:, None, :4], latents[:, None], time)
+            ]
+        )
 
     unet = Perfect(noise)
     assert losses.keyframe_loss(unet, latents, text, null, torch.full((64,), 7.0), generator()) < 1e-6
@@ -289,7 +291,6 @@ def test_clips_are_at_the_rates_of_interpolation(tmp_path):
     moved = moved.speed * (moved.direction != list(world.DIRECTIONS).index("still"))
     early = torch.minimum(moved * 4, torch.tensor(13.2))  # the way that every shape has room for
 
-
     def ways(rate, frame):
         tracks = world.read(clips[rate][:, [0, frame]].float().flatten(0, 1)).centre.reshape(12, 2, 2)
         return (tracks[:, 1] - tracks[:, 0]).norm(dim=1)
@@ -363,11 +364,17 @@ def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     assert (work / "movq.state.pt").stat().st_mtime_ns == first
     found = {str(path.relative_to(out)): open_checkpoint(path).part for path in out.rglob("*.safetensors")}
     assert sorted(found.values()) == [
-        "image_movq", "interpolation_unet", "keyframe_unet", "projections", "text_encoder", "video_movq"
-    ]  # fmt: skip
+        "image_movq",
+        "interpolation_unet",
+        "keyframe_unet",
+        "projections",
+        "text_encoder",
+        "video_movq",
+    ]
     # The encoder was settled by the first stage; the later ones leave it alone.
-    image, video = (open_checkpoint(out / "vae/kv-tiny" / f"{name}.safetensors").state_dict()
-                    for name in ("movq", "video_movq"))  # fmt: skip
+    image, video = (
+        open_checkpoint(out / "vae/kv-tiny" / f"{name}.safetensors").state_dict() for name in ("movq", "video_movq")
+    )
     assert all(torch.equal(value, video[name]) for name, value in image.items() if name.startswith("encoder."))
 
 

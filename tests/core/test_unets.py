@@ -30,8 +30,9 @@ def assert_taps(taps, tensors, prefix, tolerance, rows):
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
-@pytest.mark.parametrize("name, mode", [("keyframe_unet", "image"), ("keyframe_unet", "video"),
-                                        ("keyframe_unet_plain", "video")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, mode", [("keyframe_unet", "image"), ("keyframe_unet", "video"), ("keyframe_unet_plain", "video")]
+)
 def test_keyframe_unet(name, mode, dtype, tolerance):
     tensors, case = golden(name)
     unet = fill(KeyframeUNet(**case["config"], operations=TorchOperations, dtype=dtype), name)

@@ -25,9 +25,12 @@ TEXT_ENCODER = "text_encoders/kv-tiny/flan-ul2/model.safetensors"
 PROJECTIONS = "text_encoders/kv-tiny/t5_projections.safetensors"
 
 FOLDERS = {
-    "unet_name": "diffusion_models", "movq_name": "vae", "video_movq_name": "vae",
-    "text_encoder_name": "text_encoders", "projections_name": "text_encoders",
-}  # fmt: skip
+    "unet_name": "diffusion_models",
+    "movq_name": "vae",
+    "video_movq_name": "vae",
+    "text_encoder_name": "text_encoders",
+    "projections_name": "text_encoders",
+}
 
 
 @pytest.fixture
@@ -82,20 +85,25 @@ def test_refused_before_it_runs(complaint, case):
 WRONG = {
     "the interpolation U-Net for a first frame": (
         {"first_frame": {"model": link("interpolation_unet")}},
-        "Sample First Frame needs the keyframe U-Net", "Load U-Net",
+        "Sample First Frame needs the keyframe U-Net",
+        "Load U-Net",
     ),
     "the interpolation U-Net for keyframes": (
-        {"keyframes": {"model": link("interpolation_unet")}}, "Sample Keyframes needs the keyframe U-Net", "Load U-Net",
+        {"keyframes": {"model": link("interpolation_unet")}},
+        "Sample Keyframes needs the keyframe U-Net",
+        "Load U-Net",
     ),
     "the keyframe U-Net for interpolation": (
-        {"video": {"model": link("keyframe_unet")}}, "Interpolate Frames needs the interpolation U-Net", "Load U-Net",
+        {"video": {"model": link("keyframe_unet")}},
+        "Interpolate Frames needs the interpolation U-Net",
+        "Load U-Net",
     ),
     "guidance": ({"first_frame": {"guidance": math.nan}}, "Sample First Frame needs finite guidance, but got nan"),
     "text guidance": ({"keyframes": {"text_guidance": math.nan}}, "Sample Keyframes needs finite", "got nan, 2.0"),
     "interpolation guidance": ({"video": {"guidance": math.nan}}, "Interpolate Frames needs finite", "got nan"),
     "a width between the steps": ({"first_frame": {"width": 100}}, "multiples of 64 pixels, but got 100x128"),
     "a height between the steps": ({"encoded": {"height": 72}}, "multiples of 64 pixels, but got 64x72"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -148,14 +156,16 @@ def test_a_long_prompt_is_cut(server, run_graph):
 NOT_A_NUMBER = {
     "first frame": ("keyframe_unet", "unet_name", KEYFRAMES, "out_layer.2.bias", "Sample First Frame ended in NaN"),
     "interpolation": (
-        "interpolation_unet", "unet_name", INTERPOLATION, "out_layer.2.bias", "Interpolate Frames ended in NaN"
+        "interpolation_unet",
+        "unet_name",
+        INTERPOLATION,
+        "out_layer.2.bias",
+        "Interpolate Frames ended in NaN",
     ),
-    "text": (
-        "text_encoder", "projections_name", PROJECTIONS, "projection_base.1.bias", "The text encoder gave NaN"
-    ),
+    "text": ("text_encoder", "projections_name", PROJECTIONS, "projection_base.1.bias", "The text encoder gave NaN"),
     "encoding": ("movq", "movq_name", MOVQ, "encoder.conv_out.bias", "The MoVQ gave NaN"),
     "decoding": ("video_movq", "video_movq_name", VIDEO_MOVQ, "decoder.conv_out.bias", "The MoVQ gave NaN"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", NOT_A_NUMBER)

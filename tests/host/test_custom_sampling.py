@@ -52,8 +52,13 @@ def test_keyframes_are_the_stage_s_own(tiny, published):
 @pytest.mark.parametrize("kind", ["keyframes", "video"])
 def test_gaps_are_the_stage_s_own(tiny, published, kind):
     frames = tiny.latent(kind, tiny.encode(CIRCLE, [0.0, 2.0, 4.0]), **({"passes": 1} if kind == "video" else {}))
-    given = {"model": tiny.interpolation_unet, "positive": tiny.text(PROMPT), "samples": frames,
-             "skip_frames": "auto", "guidance": 0.5}  # fmt: skip
+    given = {
+        "model": tiny.interpolation_unet,
+        "positive": tiny.text(PROMPT),
+        "samples": frames,
+        "skip_frames": "auto",
+        "guidance": 0.5,
+    }
     expected = tiny.node("Interpolate", steps=4, seed=SEED, **given)
     trailing = sigmas(tiny, "trailing", 4, model=tiny.interpolation_unet)
     gaps = sample(*tiny.nodes("InterpolationGuider", **given), trailing, published)
@@ -67,10 +72,18 @@ def test_the_published_numbers_come_from_the_hosts_nodes(adapters, stages, keyfr
     """The goldens' own noise through the guider, its sampler and the schedule."""
     noise = GoldenNoise("keyframes", frames_first)
     guider, latent = adapters.guiders.keyframes(
-        "Keyframe Guider", keyframe_model, stages.text, None, stages.tensors["keyframes.first_frame"][None, :, None],
-        stages.case["num_frames"], stages.case["motion_score"], stages.case["noise_augmentation"],
-        stages.guidance["text"], stages.guidance["image"], noise.augmentation,
-    )  # fmt: skip
+        "Keyframe Guider",
+        keyframe_model,
+        stages.text,
+        None,
+        stages.tensors["keyframes.first_frame"][None, :, None],
+        stages.case["num_frames"],
+        stages.case["motion_score"],
+        stages.case["noise_augmentation"],
+        stages.guidance["text"],
+        stages.guidance["image"],
+        noise.augmentation,
+    )
     noise.generate_noise = lambda latent: noise.initial(latent["samples"].shape)
     schedule = adapters.ddpm.schedule(keyframe_model, "leading", 50)
     out = sample(guider, latent, schedule, adapters.ddpm.DDPM(noise), noise)
@@ -122,16 +135,19 @@ def test_a_schedule_split_in_two_goes_on_where_it_stopped(tiny, published):
     torch.testing.assert_close(twice, once, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("wrong, shown", [
-    (torch.tensor([1.0]), "but got 1"),
-    (torch.tensor([]), "but got none"),
-    (torch.tensor([0.0, 1.0, 2.0]), "but got 0, 1, 2"),
-    (torch.tensor([float("nan"), 0.0]), "but got nan, 0"),
-    (torch.tensor([float("inf"), 0.0]), "but got inf, 0"),
-    (torch.tensor([[2.0, 1.0], [1.0, 0.0]]), "but got 2, 1, 1, 0"),
-    (torch.tensor([2.0, 0.0, 0.0]), "but got 2, 0, 0"),
-    (torch.tensor([4.0, 2.0]), "but got 4, 2: .*; a part of one is for SamplerCustomAdvanced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, shown",
+    [
+        (torch.tensor([1.0]), "but got 1"),
+        (torch.tensor([]), "but got none"),
+        (torch.tensor([0.0, 1.0, 2.0]), "but got 0, 1, 2"),
+        (torch.tensor([float("nan"), 0.0]), "but got nan, 0"),
+        (torch.tensor([float("inf"), 0.0]), "but got inf, 0"),
+        (torch.tensor([[2.0, 1.0], [1.0, 0.0]]), "but got 2, 1, 1, 0"),
+        (torch.tensor([2.0, 0.0, 0.0]), "but got 2, 0, 0"),
+        (torch.tensor([4.0, 2.0]), "but got 4, 2: .*; a part of one is for SamplerCustomAdvanced"),
+    ],
+)
 def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
     with pytest.raises(ValueError, match=f"Sample Keyframes needs sigmas that fall to 0.*{shown}"):
         tiny.keyframes(CIRCLE, PROMPT, sigmas=wrong)
@@ -164,7 +180,7 @@ def test_a_guider_takes_its_own_latent_only(tiny, published):
 LATENTS = {
     "another model's": (torch.ones(1, 16, 12, 8, 8), r"latents \[1, 4, frames, h, w\] .* but got \[1, 16, 12, 8, 8\]"),
     "a size between": (torch.ones(1, 4, 12, 9, 8), r"h and w multiples of 4, but got \[1, 4, 12, 9, 8\]: connect"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", LATENTS)
@@ -229,14 +245,30 @@ def test_every_sampler_of_the_host(tiny):
         sampler = sampler_object(name)
         check_clip(tiny, tiny.keyframes(CIRCLE, PROMPT, sampler=sampler, sigmas=sigmas(tiny, "karras", 25))["samples"])
         video = tiny.node(
-            "Interpolate", model=tiny.interpolation_unet, positive=text, samples=frames, skip_frames="auto",
-            guidance=0.5, steps=1, seed=SEED, sampler=sampler, sigmas=sigmas(tiny, "karras", 12),
-        )  # fmt: skip
+            "Interpolate",
+            model=tiny.interpolation_unet,
+            positive=text,
+            samples=frames,
+            skip_frames="auto",
+            guidance=0.5,
+            steps=1,
+            seed=SEED,
+            sampler=sampler,
+            sigmas=sigmas(tiny, "karras", 12),
+        )
         seen = tiny.read(video)
         track = world.positions(CIRCLE, torch.arange(9.0) / 2)[0]
         assert seen.found.all() and (seen.centre - track).norm(dim=1).max() < 3.5, name
         picture = tiny.node(
-            "FirstFrame", model=tiny.unet, positive=text, width=128, height=128, seed=SEED, steps=1, guidance=5.0,
-            sampler=sampler, sigmas=sigmas(tiny, "karras", 25),
-        )  # fmt: skip
+            "FirstFrame",
+            model=tiny.unet,
+            positive=text,
+            width=128,
+            height=128,
+            seed=SEED,
+            steps=1,
+            guidance=5.0,
+            sampler=sampler,
+            sigmas=sigmas(tiny, "karras", 25),
+        )
         assert picture["samples"].isfinite().all() and picture["samples"].abs().max() < 1.2, name

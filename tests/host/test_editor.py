@@ -82,7 +82,8 @@ def check_prompt(prompt, name, object_info):
     expected = {
         ids[key]: {
             "class_type": node["class_type"],
-            "inputs": defaults(object_info[node["class_type"]]) | {
+            "inputs": defaults(object_info[node["class_type"]])
+            | {
                 name: [ids[value[0]], value[1]] if isinstance(value, list) else value
                 for name, value in node["inputs"].items()
             },

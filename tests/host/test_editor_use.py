@@ -16,9 +16,7 @@ pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chr
 
 QUICK = "first-frame-only"
 NAMES = [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in templates.names()]
-SAMPLERS = (
-    "KandinskyVideoFirstFrame", "KandinskyVideoKeyframes", "KandinskyVideoInterpolate", "SamplerCustomAdvanced"
-)  # fmt: skip
+SAMPLERS = ("KandinskyVideoFirstFrame", "KandinskyVideoKeyframes", "KandinskyVideoInterpolate", "SamplerCustomAdvanced")
 
 LISTEN = """(() => {
     const seen = window.seen = {previews: {}, shown: [], named: [], progress: {}, end: null}
@@ -124,18 +122,22 @@ def without_seeds(prompt):
 
 WRONG = {
     "keyframes into a frame's place": (
-        ("KandinskyVideoKeyframes", False, "keyframes"), ("KandinskyVideoKeyframes", True, "first_frame")
+        ("KandinskyVideoKeyframes", False, "keyframes"),
+        ("KandinskyVideoKeyframes", True, "first_frame"),
     ),
     "an image decoder for videos": (
-        ("KandinskyVideoMoVQLoader", False, "movq"), ("KandinskyVideoDecodeVideo", True, "video_movq")
+        ("KandinskyVideoMoVQLoader", False, "movq"),
+        ("KandinskyVideoDecodeVideo", True, "video_movq"),
     ),
     "a frame into Interpolate Frames": (
-        ("KandinskyVideoFirstFrame", False, "first_frame"), ("KandinskyVideoInterpolate", True, "samples")
+        ("KandinskyVideoFirstFrame", False, "first_frame"),
+        ("KandinskyVideoInterpolate", True, "samples"),
     ),
     "a latent where a picture belongs": (
-        ("KandinskyVideoInterpolate", False, "video"), ("KandinskyVideoEncodeImage", True, "image")
+        ("KandinskyVideoInterpolate", False, "video"),
+        ("KandinskyVideoEncodeImage", True, "image"),
     ),
-}  # fmt: skip
+}
 RIGHT = ("KandinskyVideoKeyframes", False, "keyframes"), ("KandinskyVideoDecodeVideo", True, "samples")
 
 

@@ -78,8 +78,9 @@ def test_prompt_switch(server, run_template):
 def test_motion_curve(server, run_template, run_graph):
     graph = templates.api_graph("motion-curve")
     graph["single"] = {
-        "class_type": "KandinskyVideoDecodeImage", "inputs": {"movq": ["movq", 0], "samples": ["keyframes", 0]}
-    }  # fmt: skip
+        "class_type": "KandinskyVideoDecodeImage",
+        "inputs": {"movq": ["movq", 0], "samples": ["keyframes", 0]},
+    }
     graph["file"] = {"class_type": "SaveImage", "inputs": {"images": ["single", 0], "filename_prefix": "keyframe"}}
     done = run_graph(graph, timeout=120)
     files = [server.client.download(file) for file in done.files() if file["filename"].startswith("keyframe")]

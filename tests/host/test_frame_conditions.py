@@ -47,9 +47,13 @@ def test_a_held_frame_comes_out_of_the_hosts_sampler_too(tiny):
 
     last = at(tiny, END)
     guider, latent = tiny.nodes(
-        "KeyframeGuider", model=tiny.unet, positive=tiny.text(PROMPT), first_frame=tiny.frame(CIRCLE),
-        frame_conditions=given(tiny, last, -1), **KEYFRAMES,
-    )  # fmt: skip
+        "KeyframeGuider",
+        model=tiny.unet,
+        positive=tiny.text(PROMPT),
+        first_frame=tiny.frame(CIRCLE),
+        frame_conditions=given(tiny, last, -1),
+        **KEYFRAMES,
+    )
     out = sample(guider, latent, sigmas(tiny), tiny.node("DDPM"))["samples"]
     stage = tiny.keyframes(CIRCLE, PROMPT, steps=8, frame_conditions=given(tiny, last, -1))["samples"]
     assert torch.equal(out, stage) and torch.equal(out[:, :, 11:], last["samples"])
@@ -180,7 +184,7 @@ WRONG = {
         lambda tiny, clip: tiny.node("JoinClips", first=clip, second=clip, shared=13),
         "needs 13 shared frames in both clips, but they have 12 and 12: lower shared",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

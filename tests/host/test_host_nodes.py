@@ -65,11 +65,15 @@ def test_a_lora_file(server, run_graph, stage):
     def loader(strength):
         return node("LoraLoaderModelOnly", lora_name=name, strength_model=strength)
 
-    more = patched(stage, "on", loader(1.0)) | patched(stage, "off", loader(0.0)) | {
-        "merged.unet": unet(name),
-        "merged": node(CHAIN[stage]["class_type"], **CHAIN[stage]["inputs"] | {"model": link("merged.unet")}),
-        **saved("merged"),
-    }  # fmt: skip
+    more = (
+        patched(stage, "on", loader(1.0))
+        | patched(stage, "off", loader(0.0))
+        | {
+            "merged.unet": unet(name),
+            "merged": node(CHAIN[stage]["class_type"], **CHAIN[stage]["inputs"] | {"model": link("merged.unet")}),
+            **saved("merged"),
+        }
+    )
     graph = chain("on.file", "off.file", "merged.file", f"{stage}.file", more=more)
     log, done = log_of(server, lambda: run_graph(graph))
     assert "not loaded" not in log, "every key finds its layer"
@@ -96,12 +100,15 @@ def test_easycache(server, run_graph, stage):
     assert not torch.equal(files["often.file"], files[f"{stage}.file"])
 
 
-@pytest.mark.parametrize("backend, stage", [
-    ("eager", "first_frame"),
-    pytest.param("eager", "keyframes", marks=pytest.mark.slow),
-    pytest.param("eager", "interpolation", marks=pytest.mark.slow),
-    pytest.param("inductor", "first_frame", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "backend, stage",
+    [
+        ("eager", "first_frame"),
+        pytest.param("eager", "keyframes", marks=pytest.mark.slow),
+        pytest.param("eager", "interpolation", marks=pytest.mark.slow),
+        pytest.param("inductor", "first_frame", marks=pytest.mark.slow),
+    ],
+)
 def test_torch_compile(adapters, stages, keyframe_model, interpolation_model, monkeypatch, backend, stage):
     from comfy.ldm.modules.attention import attention_pytorch
     from comfy_extras.nodes_torch_compile import TorchCompileModel

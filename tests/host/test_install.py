@@ -19,15 +19,33 @@ from tools.host import ROOT
 TEMPLATE = "text-to-video-low"
 # All that the archive of the registry holds: folders, and files of the first level.
 HOLDS = {
-    "models", "nodes", "kv_core", "web", "locales", "workflows", "subgraphs", "tools", "__init__.py", "pyproject.toml",
-    "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE",
-}  # fmt: skip
+    "models",
+    "nodes",
+    "kv_core",
+    "web",
+    "locales",
+    "workflows",
+    "subgraphs",
+    "tools",
+    "__init__.py",
+    "pyproject.toml",
+    "requirements.txt",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+}
 MEGABYTES = 25
 # Modules of ComfyUI itself, and those that its requirements bring under another name.
 HOST = {
-    "comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "node_helpers",
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfyui_version",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
     "torch",
-}  # fmt: skip
+}
 NAMES = {"PIL": "pillow"}
 
 
@@ -142,8 +160,9 @@ def test_it_runs_as_it_comes(comfyui_host, tmp_path, source):
         check_video(video, *VIDEOS[TEMPLATE])
         downloaded = subprocess.run(
             [sys.executable, tmp_path / "custom_nodes" / PACK / "tools" / "get_weights.py", "--help"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert downloaded.returncode == 0 and "--dry-run" in downloaded.stdout, downloaded.stderr
 
 

@@ -118,12 +118,15 @@ def test_gaps_go_with_context_windows(clip, adapters, images):
     assert {tuple(numbers[: len(numbers) // 2]) for numbers in seen} == {(3, 14), (14, 7, 1)}
 
 
-@pytest.mark.parametrize("gaps, sentence", [
-    ("3, 3", "gaps has 2 numbers, but there are 4 gaps between 5 frames: write one number for each"),
-    ("3, 20, 3, 3", "in gaps, item 2 is '20', expected a whole number from 0 to 19"),
-    ("3, 3, -1, 3", "item 3 is '-1'"),
-    ("3 3 3 3", "item 1 is '3 3 3 3'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gaps, sentence",
+    [
+        ("3, 3", "gaps has 2 numbers, but there are 4 gaps between 5 frames: write one number for each"),
+        ("3, 20, 3, 3", "in gaps, item 2 is '20', expected a whole number from 0 to 19"),
+        ("3, 3, -1, 3", "item 3 is '-1'"),
+        ("3 3 3 3", "item 1 is '3 3 3 3'"),
+    ],
+)
 def test_bad_gaps_get_one_sentence(clip, images, gaps, sentence):
     with pytest.raises(ValueError, match=sentence):
         clip.interpolate(encode(clip, images[::4]), gaps=gaps)
@@ -139,10 +142,21 @@ def test_a_video_file(server, run_graph, scene, images):
             frame = av.VideoFrame.from_ndarray((image.numpy() * 255).round().astype(numpy.uint8), format="rgb24")
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    graph = chain("frames", positive={"text": scene.captions()[0]}, video={"samples": link("clip"), "steps": 10}, more={
-        "file": node("LoadVideo", file="drawn.mp4"),
-        "parts": node("GetVideoComponents", video=link("file")),
-        "clip": node("KandinskyVideoEncodeFrames", movq=link("movq"), images=link("parts"), width=64, height=64),
-    }) | saved("video") | chain("frames.file")  # fmt: skip
+    graph = (
+        chain(
+            "frames",
+            positive={"text": scene.captions()[0]},
+            video={"samples": link("clip"), "steps": 10},
+            more={
+                "file": node("LoadVideo", file="drawn.mp4"),
+                "parts": node("GetVideoComponents", video=link("file")),
+                "clip": node(
+                    "KandinskyVideoEncodeFrames", movq=link("movq"), images=link("parts"), width=64, height=64
+                ),
+            },
+        )
+        | saved("video")
+        | chain("frames.file")
+    )
     run = run_graph(graph)
     assert run.status == "success"

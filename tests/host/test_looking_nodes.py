@@ -42,8 +42,9 @@ def test_difference(clip):
     assert white.min() == 1 and heat.sum() == white.sum(), "only where they differ"
     lines = [line.split() for line in report.splitlines()]
     assert lines[0] == ["frame", "mean", "largest", "PSNR"] and [line[0] for line in lines[1:]] == [
-        *map(str, range(12)), "all",
-    ]  # fmt: skip
+        *map(str, range(12)),
+        "all",
+    ]
     # In frame 3 four of 256 numbers are 0.4 apart: a mean of 0.4 / 64, and 4 / (0.16 / 64) = 1600.
     assert lines[4][1:] == ["0.0063", "0.4000", "32.0", "dB"] and lines[1][1:] == ["0.0000", "0.0000", "inf", "dB"]
     assert lines[13][1:] == ["0.0005", "0.4000", "42.8", "dB"]
@@ -85,9 +86,16 @@ def grid(clip):
     """Scores and levels of a grid, its clips and its sheets."""
     inputs = {name: clip.keyframes[name] for name in ("model", "positive", "first_frame", "seed")}
     return clip.nodes(
-        "MotionGrid", **inputs, frames=12, motion_scores="1, 10, 100", noise_augmentations="20, 600",
-        text_guidance=5.0, image_guidance=3.0, steps=20, movq=clip.results["movq"],
-    )  # fmt: skip
+        "MotionGrid",
+        **inputs,
+        frames=12,
+        motion_scores="1, 10, 100",
+        noise_augmentations="20, 600",
+        text_guidance=5.0,
+        image_guidance=3.0,
+        steps=20,
+        movq=clip.results["movq"],
+    )
 
 
 def test_motion_grid(clip, grid):
@@ -119,27 +127,42 @@ def test_motion_grid_shows_progress_over_all_cells(clip, monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
     inputs = {name: clip.keyframes[name] for name in ("model", "positive", "first_frame", "seed")}
     clip.nodes(
-        "MotionGrid", **inputs, frames=2, motion_scores="1,5", noise_augmentations="20", text_guidance=5.0,
-        image_guidance=3.0, steps=3,
-    )  # fmt: skip
+        "MotionGrid",
+        **inputs,
+        frames=2,
+        motion_scores="1,5",
+        noise_augmentations="20",
+        text_guidance=5.0,
+        image_guidance=3.0,
+        steps=3,
+    )
     assert (seen[0], seen[-1]) == ((1, 6), (6, 6)) and seen == sorted(seen), "some steps go unreported"
     assert {total for _, total in seen} == {6}
 
 
-@pytest.mark.parametrize("scores, sentence", [
-    ("1, x, 3", "Motion Grid: in motion_scores, item 2 is 'x', expected a whole number from 0 to 1000"),
-    ("1, 2,", "item 3 is ''"),
-    ("1001", "item 1 is '1001'"),
-    (" ", "needs at least one number in motion_scores"),
-    ("1，x、3", "item 2 is 'x'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scores, sentence",
+    [
+        ("1, x, 3", "Motion Grid: in motion_scores, item 2 is 'x', expected a whole number from 0 to 1000"),
+        ("1, 2,", "item 3 is ''"),
+        ("1001", "item 1 is '1001'"),
+        (" ", "needs at least one number in motion_scores"),
+        ("1，x、3", "item 2 is 'x'"),
+    ],
+)
 def test_bad_lists_get_one_sentence(clip, scores, sentence):
     inputs = {name: clip.keyframes[name] for name in ("model", "positive", "first_frame", "seed")}
     with pytest.raises(ValueError, match=sentence):
         clip.nodes(
-            "MotionGrid", **inputs, frames=2, motion_scores=scores, noise_augmentations="20", text_guidance=5.0,
-            image_guidance=3.0, steps=1,
-        )  # fmt: skip
+            "MotionGrid",
+            **inputs,
+            frames=2,
+            motion_scores=scores,
+            noise_augmentations="20",
+            text_guidance=5.0,
+            image_guidance=3.0,
+            steps=1,
+        )
 
 
 def maps_of(clip, adapters, timestep, model=None):
@@ -208,8 +231,11 @@ def test_attention_shows_which_word_matters_where(clip, adapters):
 
 def test_attention_sheet(clip):
     inputs = {
-        "model": clip.results["keyframe_unet"], "positive": clip.results["positive"], "noise_level": 500, "seed": 3
-    }  # fmt: skip
+        "model": clip.results["keyframe_unet"],
+        "positive": clip.results["positive"],
+        "noise_level": 500,
+        "seed": 3,
+    }
     sheet = clip.node("AttentionMaps", samples=clip.results["keyframes"], level="1", **inputs)
     words = len(PROMPT.split()) + 1
     assert sheet.shape[1] > (words + 1) * 64 and sheet.shape[2] > 12 * 64
@@ -223,9 +249,13 @@ def test_attention_sheet(clip):
     from nodes import ConditioningConcat
 
     off = clip.node(
-        "SwitchBlocks", model=clip.results["keyframe_unet"], temporal_layers=True, text_pooling=True,
-        self_attention_off="", cross_attention_off="1, 2",
-    )  # fmt: skip
+        "SwitchBlocks",
+        model=clip.results["keyframe_unet"],
+        temporal_layers=True,
+        text_pooling=True,
+        self_attention_off="",
+        cross_attention_off="1, 2",
+    )
     with pytest.raises(ValueError, match="found no attention to the prompt at noise level 500: it is switched off"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"model": off})
     joined = ConditioningConcat().concat(clip.results["positive"], clip.results["positive"])[0]

@@ -41,16 +41,27 @@ def assert_fits(estimate, needed):
     assert 1.02 * needed < estimate < 1.15 * needed
 
 
-@pytest.mark.parametrize("mode, branches, frames, height, width", [
-    ("video", 3, 12, 64, 64), ("video", 1, 4, 48, 80), ("image", 2, 1, 128, 128),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode, branches, frames, height, width",
+    [
+        ("video", 3, 12, 64, 64),
+        ("video", 1, 4, 48, 80),
+        ("image", 2, 1, 128, 128),
+    ],
+)
 def test_keyframe_unet(adapters, mode, branches, frames, height, width):
     unet = KeyframeUNet(**FACTORY)
     number = meta(branches, 1, dtype=torch.float32)
-    needed = counted(lambda: unet(
-        meta(branches, 9, frames, height, width), number[:, 0], text(unet, branches), mode=mode,
-        motion_score=number, noise_augmentation=number,
-    ))  # fmt: skip
+    needed = counted(
+        lambda: unet(
+            meta(branches, 9, frames, height, width),
+            number[:, 0],
+            text(unet, branches),
+            mode=mode,
+            motion_score=number,
+            noise_augmentation=number,
+        )
+    )
     assert_fits(adapters.memory.unet(branches * frames, height, width, 384, HALF), needed)
 
 
@@ -58,10 +69,16 @@ def test_keyframe_unet(adapters, mode, branches, frames, height, width):
 def test_interpolation_unet(adapters, branches, gaps):
     unet = InterpolationUNet(**FACTORY)
     number = meta(branches, dtype=torch.long)
-    needed = counted(lambda: unet(
-        meta(branches, 20, gaps, 64, 64), number, text(unet, branches),
-        temporal_mask=[True] + [False] * (branches - 1), skip_frames=number, perturbation_time=number,
-    ))  # fmt: skip
+    needed = counted(
+        lambda: unet(
+            meta(branches, 20, gaps, 64, 64),
+            number,
+            text(unet, branches),
+            temporal_mask=[True] + [False] * (branches - 1),
+            skip_frames=number,
+            perturbation_time=number,
+        )
+    )
     assert_fits(adapters.memory.unet(branches * gaps, 64, 64, 384, HALF), needed)
 
 

@@ -139,8 +139,11 @@ def frame(sockets, *shape, fill=0.0):
 
 
 REFUSED = {
-    "a plain LATENT": (lambda s: {"samples": torch.zeros(1, 4, 1, 8, 8)}, "Expected the latent of one image .made by"
-                       " Encode Image .MoVQ. or Sample First Frame .Kandinsky 3.., but got a plain LATENT"),
+    "a plain LATENT": (
+        lambda s: {"samples": torch.zeros(1, 4, 1, 8, 8)},
+        "Expected the latent of one image .made by"
+        " Encode Image .MoVQ. or Sample First Frame .Kandinsky 3.., but got a plain LATENT",
+    ),
     "another kind": (lambda s: s.latent("keyframes", torch.zeros(1, 4, 2, 8, 8)), "one image .*, but got keyframes"),
     "no latent": (lambda s: "text", "one image .*, but got str without samples"),
     "two frames": (lambda s: frame(s, 1, 4, 2, 8, 8), r"\[1, 4, 1, h, w\], but got \[1, 4, 2, 8, 8\]"),
@@ -149,7 +152,7 @@ REFUSED = {
     "16 channels": (lambda s: frame(s, 1, 16, 1, 8, 8), r"but got \[1, 16, 1, 8, 8\]"),
     "an odd size": (lambda s: frame(s, 1, 4, 1, 8, 12), "multiples of 64 pixels, but got 96x64"),
     "not a number": (lambda s: frame(s, 1, 4, 1, 8, 8, fill=float("nan")), "samples hold NaN"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -162,14 +165,25 @@ def test_a_wrong_first_frame_is_refused(sockets, case):
 def test_interpolation_needs_two_frames(execute, sockets):
     with pytest.raises(ValueError, match="at least 2 frames, but got 1"):
         execute(
-            "Interpolate", model=None, positive=None, samples=sockets.latent("keyframes", torch.zeros(1, 4, 1, 8, 8)),
-            skip_frames="auto", guidance=0.5, steps=1, seed=0,
-        )  # fmt: skip
+            "Interpolate",
+            model=None,
+            positive=None,
+            samples=sockets.latent("keyframes", torch.zeros(1, 4, 1, 8, 8)),
+            skip_frames="auto",
+            guidance=0.5,
+            steps=1,
+            seed=0,
+        )
 
 
-@pytest.mark.parametrize("kind, skip_frames, expected", [
-    ("keyframes", "auto", 3), ("video", "auto", 1), ("keyframes", "7", 7),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, skip_frames, expected",
+    [
+        ("keyframes", "auto", 3),
+        ("video", "auto", 1),
+        ("keyframes", "7", 7),
+    ],
+)
 def test_skip_frames(execute, sockets, adapters, monkeypatch, kind, skip_frames, expected):
     def sample(model, positive, negative, samples, skip, *_):
         assert skip == expected
@@ -190,10 +204,19 @@ def test_motion(execute, sockets, adapters, monkeypatch, motion, score):
 
     monkeypatch.setattr(adapters.sampling, "sample_keyframes", sample)
     (keyframes,) = execute(
-        "Keyframes", model=None, positive=None, first_frame=sockets.latent("frame", torch.zeros(1, 4, 1, 8, 8)),
-        frames=2, motion=motion, motion_score=33, noise_augmentation=20, text_guidance=5.0, image_guidance=2.0,
-        steps=1, seed=0,
-    )  # fmt: skip
+        "Keyframes",
+        model=None,
+        positive=None,
+        first_frame=sockets.latent("frame", torch.zeros(1, 4, 1, 8, 8)),
+        frames=2,
+        motion=motion,
+        motion_score=33,
+        noise_augmentation=20,
+        text_guidance=5.0,
+        image_guidance=2.0,
+        steps=1,
+        seed=0,
+    )
     assert keyframes["kind"] == "keyframes"
 
 
@@ -223,11 +246,14 @@ def test_a_video_keeps_its_passes_through_the_hosts_nodes(execute, sockets):
     assert back.keys() == video.keys() and torch.equal(back["samples"], video["samples"]) and back["passes"] == 2
 
 
-@pytest.mark.parametrize("shape, kind, sentence", [
-    ((1, 16, 8, 8), "frame", r"4 channels.*but got \[1, 16, 8, 8\]"),
-    ((1, 4, 8), "frame", r"but got \[1, 4, 8\]"),
-    ((3, 4, 8, 8), "frame", "one frame for kind 'frame', but got 3: choose 'keyframes'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, kind, sentence",
+    [
+        ((1, 16, 8, 8), "frame", r"4 channels.*but got \[1, 16, 8, 8\]"),
+        ((1, 4, 8), "frame", r"but got \[1, 4, 8\]"),
+        ((3, 4, 8, 8), "frame", "one frame for kind 'frame', but got 3: choose 'keyframes'"),
+    ],
+)
 def test_a_latent_of_another_model_is_refused(execute, shape, kind, sentence):
     with pytest.raises(ValueError, match=sentence):
         execute("FromLatent", latent={"samples": torch.zeros(shape)}, kind=kind)
@@ -304,15 +330,23 @@ def test_lists_of_files(adapters, model_folders):
     files = adapters.files
     text, unets = (model_folders / "second" / name for name in ("text_encoders", "diffusion_models"))
     for name in (
-        "flan/model-00001-of-00002.safetensors", "flan/model-00002-of-00002.safetensors", "flan/config.json",
-        "kv-tiny/flan-ul2/model.safetensors", "kv-tiny/t5_projections.safetensors", "t5_projections.pt", "notes.txt",
-    ):  # fmt: skip
+        "flan/model-00001-of-00002.safetensors",
+        "flan/model-00002-of-00002.safetensors",
+        "flan/config.json",
+        "kv-tiny/flan-ul2/model.safetensors",
+        "kv-tiny/t5_projections.safetensors",
+        "t5_projections.pt",
+        "notes.txt",
+    ):
         put(text / name)
     put(model_folders / "first/diffusion_models/t2v.pt")
     put(unets / "kv-tiny/keyframes.safetensors")
     assert files.names("text_encoders") == [
-        "flan", "kv-tiny/flan-ul2", "kv-tiny/t5_projections.safetensors", "t5_projections.pt"
-    ]  # fmt: skip
+        "flan",
+        "kv-tiny/flan-ul2",
+        "kv-tiny/t5_projections.safetensors",
+        "t5_projections.pt",
+    ]
     preferred = "kv-tiny/keyframes.safetensors"
     assert files.choices("diffusion_models", preferred) == {"options": [preferred, "t2v.pt"], "default": preferred}
     assert files.choices("vae", "kv-tiny/movq.safetensors") == {"options": [], "default": None}
@@ -328,10 +362,11 @@ def test_a_missing_file_gets_one_sentence(adapters, pack_nodes, model_folders):
         ("t2v.pt", "keyframes", f"t2v.safetensors there (8.3 GB from {page})"),
         ("mine/interpolation.safetensors", "interpolation", f"interpolation.safetensors there (8.0 GB from {page})"),
         (
-            "../secret.safetensors", "keyframes interpolation",
+            "../secret.safetensors",
+            "keyframes interpolation",
             f"t2v.safetensors and interpolation.safetensors there (16.3 GB from {page})",
         ),
-    ):  # fmt: skip
+    ):
         answer = loader.validate_inputs(unet_name=name)
         assert answer == (
             f"'{name}' is not in ComfyUI's models/diffusion_models folder: run 'python3 tools/get_weights.py --only "

@@ -12,9 +12,14 @@ SWITCH = f"0: {PROMPT}; 6: {PROMPT.replace('red', 'blue')}"
 
 def schedule(tiny, parameter, curve, interpolation="step", start=0.0, end=100.0, previous=()):
     return tiny.node(
-        "Schedule", parameter=parameter, curve=curve, interpolation=interpolation, start=start, end=end,
+        "Schedule",
+        parameter=parameter,
+        curve=curve,
+        interpolation=interpolation,
+        start=start,
+        end=end,
         previous=previous,
-    )  # fmt: skip
+    )
 
 
 def over_time(tiny, text):
@@ -46,8 +51,11 @@ def test_scores_reach_the_unet_frame_by_frame(tiny, given):
 def test_a_schedule_of_what_is_set_anyway_changes_nothing(tiny):
     same = ()
     for parameter, value in {
-        "motion_score": 10, "noise_augmentation": 20, "text_guidance": 5, "image_guidance": 3
-    }.items():  # fmt: skip
+        "motion_score": 10,
+        "noise_augmentation": 20,
+        "text_guidance": 5,
+        "image_guidance": 3,
+    }.items():
         same = schedule(tiny, parameter, f"0: {value}; 4: {value}", previous=same)
     plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
     assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=same)["samples"], plain)
@@ -71,9 +79,16 @@ def test_guidance_by_gap_is_that_of_each_gap(tiny):
 
     def gaps(guidance, schedule=()):
         return tiny.node(
-            "Interpolate", model=tiny.interpolation_unet, positive=tiny.text(PROMPT), samples=frames,
-            skip_frames="auto", guidance=guidance, steps=1, seed=7, schedule=schedule,
-        )["samples"]  # fmt: skip
+            "Interpolate",
+            model=tiny.interpolation_unet,
+            positive=tiny.text(PROMPT),
+            samples=frames,
+            skip_frames="auto",
+            guidance=guidance,
+            steps=1,
+            seed=7,
+            schedule=schedule,
+        )["samples"]
 
     low, high = gaps(0.0), gaps(4.0)
     found = gaps(0.5, schedule(tiny, "guidance", "0: 0; 2: 4"))
@@ -132,10 +147,15 @@ def test_context_windows_over_gaps_take_their_own_texts(tiny, adapters, monkeypa
     monkeypatch.setattr(adapters.model.Text, "over_frames", watched)
     windows = (4, 0, "standard_static", 1, False, "flat", 2, False)
     out = tiny.node(
-        "Interpolate", model=ContextWindowsManualNode.execute(tiny.interpolation_unet, *windows)[0],
+        "Interpolate",
+        model=ContextWindowsManualNode.execute(tiny.interpolation_unet, *windows)[0],
         positive=over_time(tiny, f"0: {PROMPT}; 6: {PROMPT}"),
-        samples=tiny.latent("keyframes", torch.zeros(1, 4, 9, 8, 8)), skip_frames="auto", guidance=0.5, steps=1, seed=7,
-    )  # fmt: skip
+        samples=tiny.latent("keyframes", torch.zeros(1, 4, 9, 8, 8)),
+        skip_frames="auto",
+        guidance=0.5,
+        steps=1,
+        seed=7,
+    )
     # Gaps 0-3, and 4-7 behind an anchor, the gap before them.
     assert set(runs) == {(4,), (3, 2)} and out["samples"].isfinite().all()
 
@@ -170,11 +190,14 @@ def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
     assert "acts at no step" not in caplog.text
 
 
-@pytest.mark.parametrize("curve, interpolation, begins", [
-    ("0: 1; 12: 9", "step", 12),
-    ("0: 1; 12: 9; 20: 5", "linear", 13),
-    ("11: 1; 30: 9", "smooth", 12),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "curve, interpolation, begins",
+    [
+        ("0: 1; 12: 9", "step", 12),
+        ("0: 1; 12: 9; 20: 5", "linear", 13),
+        ("11: 1; 30: 9", "smooth", 12),
+    ],
+)
 def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins):
     late = schedule(tiny, "motion_score", curve, interpolation)
     sentence = f"keyframes 0 to 11, but the last entry of the schedule of motion_score acts only from {begins} on"
@@ -191,10 +214,12 @@ def test_a_line_to_a_point_behind_the_clip_counts(tiny, given):
 
 WRONG = {
     "a window of a number that is fixed": (
-        lambda tiny: schedule(tiny, "motion_score", "0: 1", end=50.0), "motion_score only along .*, not 0 and 50"
+        lambda tiny: schedule(tiny, "motion_score", "0: 1", end=50.0),
+        "motion_score only along .*, not 0 and 50",
     ),
     "an empty window": (
-        lambda tiny: schedule(tiny, "guidance", "0: 1", start=60.0, end=60.0), "start before its end, but got 60 to 60"
+        lambda tiny: schedule(tiny, "guidance", "0: 1", start=60.0, end=60.0),
+        "start before its end, but got 60 to 60",
     ),
     "a mistake in a curve": (
         lambda tiny: schedule(tiny, "noise_augmentation", "0: 20; 6: 1000"),
@@ -216,7 +241,7 @@ WRONG = {
         lambda tiny: tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 12: {PROMPT}")),
         "Sample Keyframes samples keyframes 0 to 11, but a prompt of Encode Text over Time begins at 12",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -48,12 +48,17 @@ def first_frame(steps):
         "frame": {
             "class_type": "KandinskyVideoFirstFrame",
             "inputs": {
-                "model": ["unet", 0], "positive": ["text", 0], "width": 64, "height": 64, "seed": 0, "steps": steps,
+                "model": ["unet", 0],
+                "positive": ["text", 0],
+                "width": 64,
+                "height": 64,
+                "seed": 0,
+                "steps": steps,
                 "guidance": 5.0,
             },
         },
         "shown": {"class_type": "PreviewAny", "inputs": {"source": ["frame", 0]}},
-    }  # fmt: skip
+    }
 
 
 def test_only_this_pack_is_loaded(server):

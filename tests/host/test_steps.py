@@ -67,13 +67,16 @@ def test_the_published_settings_are_the_pipeline_s(judge):
     assert (benchmark.to_pixels(drawn) - benchmark.to_pixels(wanted)).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("setting, calls", [
-    ("published/leading/4", 4),
-    ("euler/karras/4", 4),
-    ("heun/karras/4", 7),  # the last step, to no noise, has one
-    ("dpmpp_sde/karras/4", 7),
-    ("euler/beta/4", 4),  # a schedule of the host
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, calls",
+    [
+        ("published/leading/4", 4),
+        ("euler/karras/4", 4),
+        ("heun/karras/4", 7),  # the last step, to no noise, has one
+        ("dpmpp_sde/karras/4", 7),
+        ("euler/beta/4", 4),  # a schedule of the host
+    ],
+)
 def test_calls_are_counted(judge, keyframes, setting, calls):
     keyframes(setting)
     assert judge.calls["keyframes"] == calls
@@ -160,8 +163,10 @@ def test_a_run_goes_on_where_it_stopped(judge, tmp_path):
     assert judge.settings == PUBLISHED
 
 
-ROWS = [{"all": value, "shape": True, "flicker": flicker, "calls": 10.0, "psnr": 30.0}
-        for value, flicker in ((True, 0.4), (True, 0.6), (True, 0.5), (False, 0.5))]  # fmt: skip
+ROWS = [
+    {"all": value, "shape": True, "flicker": flicker, "calls": 10.0, "psnr": 30.0}
+    for value, flicker in ((True, 0.4), (True, 0.6), (True, 0.5), (False, 0.5))
+]
 
 
 def test_summaries_say_their_error():
@@ -184,10 +189,14 @@ def test_chart():
     """A line for every sampler at the common spacing and one for the published spacing; caches have none."""
     results = {
         f"keyframes {name}/{spacing}/{count}{cache}": {"0": {"all": True, "flicker": 1.0, "psnr": 20.0, "calls": count}}
-        for name, spacing, cache in (("published", "leading", ""), ("euler", "karras", ""), ("euler", "trailing", ""),
-                                     ("lcm", "karras", "/0.5"))
+        for name, spacing, cache in (
+            ("published", "leading", ""),
+            ("euler", "karras", ""),
+            ("euler", "trailing", ""),
+            ("lcm", "karras", "/0.5"),
+        )
         for count in (5, 10)
-    }  # fmt: skip
+    }
     picture = steps.chart(results)
     drawn = {colour for _, colour in picture.getcolors(1 << 20)}
     assert (0, 0, 0) in drawn and (0x00, 0x72, 0xB2) in drawn, "the first two colours"
@@ -240,9 +249,13 @@ def as_good(found, published, noise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, node, noise", [
-    ("first_frame", "FirstFrame", "noise"), ("keyframes", "Keyframes", "flicker"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, node, noise",
+    [
+        ("first_frame", "FirstFrame", "noise"),
+        ("keyframes", "Keyframes", "flicker"),
+    ],
+)
 def test_the_tooltip_is_right_about_fewer_steps(claimed, measured, stage, node, noise):
     count, sampler, spacing, published = claimed(node, CLAIM)
     assert int(published) == PUBLISHED[stage].steps and int(count) < int(published) / 2

@@ -25,22 +25,28 @@ def text(model, branches):
 
 def run_keyframes(model):
     return model.diffusion_model(
-        on_card(3, 9, 4, 8, 8), on_card(3), text=text(model, 3), mode="video",
-        motion_score=numbers(3, 4), noise_augmentation=numbers(3, 4),
-    )  # fmt: skip
+        on_card(3, 9, 4, 8, 8),
+        on_card(3),
+        text=text(model, 3),
+        mode="video",
+        motion_score=numbers(3, 4),
+        noise_augmentation=numbers(3, 4),
+    )
 
 
 def run_first_frame(model):
-    return model.diffusion_model(
-        on_card(2, 9, 1, 8, 8), on_card(2), text=text(model, 2), mode="image"
-    )
+    return model.diffusion_model(on_card(2, 9, 1, 8, 8), on_card(2), text=text(model, 2), mode="image")
 
 
 def run_interpolation(model):
     return model.diffusion_model(
-        on_card(2, 20, 3, 8, 8), on_card(2), text=text(model, 2), temporal_mask=(True, False),
-        skip_frames=numbers(2), perturbation_time=numbers(2),
-    )  # fmt: skip
+        on_card(2, 20, 3, 8, 8),
+        on_card(2),
+        text=text(model, 2),
+        temporal_mask=(True, False),
+        skip_frames=numbers(2),
+        perturbation_time=numbers(2),
+    )
 
 
 def run_text(model):

@@ -23,8 +23,10 @@ def clip():
 @pytest.fixture(scope="module")
 def movqs(adapters):
     folder = ROOT / "models/vae/kv-tiny"
-    return {part: adapters.parts.load_movq(folder / f"{part.replace('image_', '')}.safetensors", part, "fp32")
-            for part in ("image_movq", "video_movq")}  # fmt: skip
+    return {
+        part: adapters.parts.load_movq(folder / f"{part.replace('image_', '')}.safetensors", part, "fp32")
+        for part in ("image_movq", "video_movq")
+    }
 
 
 @pytest.fixture(scope="module")

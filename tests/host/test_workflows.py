@@ -38,18 +38,29 @@ VIDEOS = {
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
 # Run by test_looking_templates.py.
 LOOKING = {
-    "interpolate-video", "cross-fade", "two-projections", "merged-unets", "blocks-off",
-    "first-frame-from-another-model", "motion-grid", "attention-maps", "look-inside",
-}  # fmt: skip
+    "interpolate-video",
+    "cross-fade",
+    "two-projections",
+    "merged-unets",
+    "blocks-off",
+    "first-frame-from-another-model",
+    "motion-grid",
+    "attention-maps",
+    "look-inside",
+}
 
 SETTINGS = {
     "KandinskyVideoFirstFrame": {"width": 128, "height": 128, "steps": 50, "guidance": 5.0},
     "KandinskyVideoKeyframes": {
-        "frames": 12, "noise_augmentation": 20, "text_guidance": 5.0, "image_guidance": 3.0, "steps": 50
+        "frames": 12,
+        "noise_augmentation": 20,
+        "text_guidance": 5.0,
+        "image_guidance": 3.0,
+        "steps": 50,
     },
     "KandinskyVideoInterpolate": {"skip_frames": "auto", "guidance": 0.5, "steps": 10},
     "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
-}  # fmt: skip
+}
 FEWER_STEPS = {50: 4, 10: 2}
 
 

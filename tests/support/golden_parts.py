@@ -57,9 +57,7 @@ class Parts:
     def __init__(self, adapters, folder):
         self.adapters = adapters
         loops = recipe.golden("loops")[1]
-        self._keyframes = write_unet(
-            folder, "keyframe_unet", "keyframe_unet", KeyframeUNet, loops["keyframe_config"]
-        )
+        self._keyframes = write_unet(folder, "keyframe_unet", "keyframe_unet", KeyframeUNet, loops["keyframe_config"])
         self._interpolation = write_unet(
             folder, "interpolation_unet", "interpolation_unet_default", InterpolationUNet, loops["interpolation_config"]
         )
@@ -115,37 +113,48 @@ class Stages:
         self.sampling = sampling
         self.tensors, self.case = recipe.golden("loops")
         self.guidance = self.case["guidance"]
-        self.text = [
-            [self.tensors["context"], {"attention_mask": self.tensors["context_mask"], "projection": "base"}]
-        ]
+        self.text = [[self.tensors["context"], {"attention_mask": self.tensors["context_mask"], "projection": "base"}]]
 
     def first_frame(self, model, **changes):
         settings = {
-            "positive": self.text, "negative": None, "width": 128, "height": 128,
-            "guidance": self.guidance["first_frame"], "steps": 50,
+            "positive": self.text,
+            "negative": None,
+            "width": 128,
+            "height": 128,
+            "guidance": self.guidance["first_frame"],
+            "steps": 50,
             "noise": GoldenNoise("first_frame", lambda noise: noise[:, :, None]),
-        }  # fmt: skip
+        }
         with torch.inference_mode():
             return self.sampling.sample_first_frame(model, **settings | changes)
 
     def keyframes(self, model, **changes):
         settings = {
-            "positive": self.text, "negative": None,
-            "first_frame": self.tensors["keyframes.first_frame"][None, :, None], "frames": self.case["num_frames"],
-            "motion_score": self.case["motion_score"], "noise_augmentation": self.case["noise_augmentation"],
-            "text_guidance": self.guidance["text"], "image_guidance": self.guidance["image"], "steps": 50,
+            "positive": self.text,
+            "negative": None,
+            "first_frame": self.tensors["keyframes.first_frame"][None, :, None],
+            "frames": self.case["num_frames"],
+            "motion_score": self.case["motion_score"],
+            "noise_augmentation": self.case["noise_augmentation"],
+            "text_guidance": self.guidance["text"],
+            "image_guidance": self.guidance["image"],
+            "steps": 50,
             "noise": GoldenNoise("keyframes", frames_first),
-        }  # fmt: skip
+        }
         with torch.inference_mode():
             return self.sampling.sample_keyframes(model, **settings | changes)
 
     def interpolation(self, model, skip_frames=3, **changes):
         stage = f"interpolation_skip{skip_frames}"
         settings = {
-            "positive": self.text, "negative": None, "samples": frames_first(self.tensors[f"{stage}.key_frames"]),
-            "skip_frames": skip_frames, "guidance": self.guidance["interpolation"], "steps": 10,
+            "positive": self.text,
+            "negative": None,
+            "samples": frames_first(self.tensors[f"{stage}.key_frames"]),
+            "skip_frames": skip_frames,
+            "guidance": self.guidance["interpolation"],
+            "steps": 10,
             "noise": GoldenNoise(stage, frames_first),
-        }  # fmt: skip
+        }
         with torch.inference_mode():
             return self.sampling.sample_interpolation(model, **settings | changes)
 

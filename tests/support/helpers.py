@@ -18,15 +18,42 @@ FRAMES = 4
 NODE_IDS = {
     f"KandinskyVideo{name}"
     for name in (
-        "UNetLoader", "TextEncoderLoader", "MoVQLoader", "TemporalMoVQLoader", "TextEncode", "FirstFrame",
-        "EncodeImage", "DecodeImage", "Keyframes", "Interpolate", "DecodeVideo", "ToLatent", "FromLatent",
-        "ChooseFirstPicture", "ChooseFrameRate",
-        "EncodeFrames", "CrossFade", "SwitchBlocks", "ContactSheet", "Difference", "MotionGrid", "AttentionMaps",
+        "UNetLoader",
+        "TextEncoderLoader",
+        "MoVQLoader",
+        "TemporalMoVQLoader",
+        "TextEncode",
+        "FirstFrame",
+        "EncodeImage",
+        "DecodeImage",
+        "Keyframes",
+        "Interpolate",
+        "DecodeVideo",
+        "ToLatent",
+        "FromLatent",
+        "ChooseFirstPicture",
+        "ChooseFrameRate",
+        "EncodeFrames",
+        "CrossFade",
+        "SwitchBlocks",
+        "ContactSheet",
+        "Difference",
+        "MotionGrid",
+        "AttentionMaps",
         "Report",
-        "DDPM", "Sigmas", "FirstFrameGuider", "KeyframeGuider", "InterpolationGuider", "FillGaps",
-        "Schedule", "TextOverTime", "FrameCondition", "PickFrames", "JoinClips",
+        "DDPM",
+        "Sigmas",
+        "FirstFrameGuider",
+        "KeyframeGuider",
+        "InterpolationGuider",
+        "FillGaps",
+        "Schedule",
+        "TextOverTime",
+        "FrameCondition",
+        "PickFrames",
+        "JoinClips",
     )
-}  # fmt: skip
+}
 
 
 def node(class_type, **inputs):

@@ -7,9 +7,11 @@ from tests.support.tiny_parts import Calls
 
 PROMPT = "a red circle moving right on a grey background"
 SETTINGS = {
-    "positive": {"text": PROMPT}, "first_frame": {"steps": 50}, "video": {"steps": 10},
+    "positive": {"text": PROMPT},
+    "first_frame": {"steps": 50},
+    "video": {"steps": 10},
     "keyframes": {"frames": 12, "steps": 50, "image_guidance": 3.0},
-}  # fmt: skip
+}
 
 
 class Clip(Calls):
@@ -30,9 +32,13 @@ class Clip(Calls):
 
     def interpolate(self, samples, **changes):
         inputs = {
-            "model": self.results["interpolation_unet"], "positive": self.results["positive"], "skip_frames": "auto",
-            "guidance": 0.5, "steps": 10, "seed": 7,
-        }  # fmt: skip
+            "model": self.results["interpolation_unet"],
+            "positive": self.results["positive"],
+            "skip_frames": "auto",
+            "guidance": 0.5,
+            "steps": 10,
+            "seed": 7,
+        }
         return self.node("Interpolate", samples=samples, **inputs | changes)
 
     def pixels(self, latent):

@@ -7,9 +7,14 @@ from tests.support.helpers import CHAIN
 from training import world
 
 KEYFRAMES = {
-    "frames": 12, "motion": "medium", "motion_score": 10, "noise_augmentation": 20, "text_guidance": 5.0,
-    "image_guidance": 3.0, "seed": 7,
-}  # fmt: skip
+    "frames": 12,
+    "motion": "medium",
+    "motion_score": 10,
+    "noise_augmentation": 20,
+    "text_guidance": 5.0,
+    "image_guidance": 3.0,
+    "seed": 7,
+}
 COLOURS, SHAPES = list(world.COLOURS), list(world.SHAPES)
 
 

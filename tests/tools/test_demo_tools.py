@@ -11,9 +11,7 @@ from PIL import Image
 from tools import demo, host
 from tools.comfy import graphs, render
 
-KEPT = {
-    "prompt": None, "negative": None, "motion": None, "seed": None, "steps": 10, "width": 192, "height": 128
-}  # fmt: skip
+KEPT = {"prompt": None, "negative": None, "motion": None, "seed": None, "steps": 10, "width": 192, "height": 128}
 RATES = {"low": 0, "medium": 1, "high": 2}  # and how often frames are interpolated
 
 

@@ -34,9 +34,15 @@ from tools.download import hub, weights
 TINY = host.ROOT / "models"
 # Small, but with the published head_dim and groups, which a .pt file has no way to state.
 UNET = {
-    "model_channels": 64, "init_channels": 64, "time_embed_dim": 64, "context_dim": 32, "dim_mult": (1,),
-    "num_blocks": (1,), "add_cross_attention": (True,), "add_self_attention": (True,),
-}  # fmt: skip
+    "model_channels": 64,
+    "init_channels": 64,
+    "time_embed_dim": 64,
+    "context_dim": 32,
+    "dim_mult": (1,),
+    "num_blocks": (1,),
+    "add_cross_attention": (True,),
+    "add_self_attention": (True,),
+}
 MB = 10**6
 
 
@@ -426,9 +432,13 @@ def test_the_command_hands_over(models, monkeypatch):
     [[python, _, module, settings]] = calls
     assert (python, module) == (Path(sys.executable), "tools.download.weights")
     assert json.loads(settings) == {
-        "dry_run": False, "only": ["text", "movq"], "dtype": None, "keep_original": False, "yes": True,
+        "dry_run": False,
+        "only": ["text", "movq"],
+        "dtype": None,
+        "keep_original": False,
+        "yes": True,
         "models": str(models),
-    }  # fmt: skip
+    }
 
 
 def test_without_comfyui(tmp_path, monkeypatch):

@@ -28,9 +28,20 @@ from tools.comfy.server import PACK, Server  # noqa: E402
 IMAGES = host.ROOT / "web" / "docs" / "images"
 # The first one that has a node shows it.
 TEMPLATES = (
-    "text-to-video-medium", "morph", "all-in-one", "interpolate-video", "cross-fade", "blocks-off", "look-inside",
-    "motion-grid", "attention-maps", "custom-sampling", "prompt-switch", "motion-curve", "extend-clip",
-)  # fmt: skip
+    "text-to-video-medium",
+    "morph",
+    "all-in-one",
+    "interpolate-video",
+    "cross-fade",
+    "blocks-off",
+    "look-inside",
+    "motion-grid",
+    "attention-maps",
+    "custom-sampling",
+    "prompt-switch",
+    "motion-curve",
+    "extend-clip",
+)
 MARGIN = 16
 MENU = 60  # over the graph stands the button that ends the focus mode
 BYTES = 40_000

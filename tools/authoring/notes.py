@@ -26,9 +26,11 @@ TINY = {
     "kv-tiny/video_movq.safetensors": PUBLISHED["video_movq"],
 }
 PUBLISHED_SIZE = {
-    "KandinskyVideoFirstFrame": 1024, "KandinskyVideoFirstFrameGuider": 1024, "KandinskyVideoEncodeImage": 512,
+    "KandinskyVideoFirstFrame": 1024,
+    "KandinskyVideoFirstFrameGuider": 1024,
+    "KandinskyVideoEncodeImage": 512,
     "KandinskyVideoEncodeFrames": 512,
-}  # fmt: skip
+}
 
 
 def write(name: str, graph: dict, last_id: int) -> dict:

@@ -33,14 +33,30 @@ WIDTH, NODE_GAP, COLUMN_GAP, GROUP_EDGE, GROUP_TITLE, GROUP_GAP = 330, 24, 90, 2
 NOTE_LINE, NOTE_CHARACTERS = 15, 58
 EXTRA_WIDTH = {"KandinskyVideoTextEncode": 60, "KandinskyVideoPickFrames": 20}
 EXTRA_HEIGHT = {
-    "KandinskyVideoTextEncode": 100, "LoadImage": 230, "PreviewImage": 230, "SaveImage": 230, "SaveVideo": 330,
-    "PreviewAny": 250, "BatchImagesNode": 24, "KandinskyVideoSchedule": 30, "KandinskyVideoTextOverTime": 30,
-}  # fmt: skip
+    "KandinskyVideoTextEncode": 100,
+    "LoadImage": 230,
+    "PreviewImage": 230,
+    "SaveImage": 230,
+    "SaveVideo": 330,
+    "PreviewAny": 250,
+    "BatchImagesNode": 24,
+    "KandinskyVideoSchedule": 30,
+    "KandinskyVideoTextOverTime": 30,
+}
 COLOURS = {
-    "Models": "#b5934a", "Text": "#7fae7f", "First frame": "#8496d0", "Pictures": "#8496d0", "Keyframes": "#5aa0d0",
-    "Interpolation": "#52b0a8", "Decode": "#b07cc0", "Looking": "#c07c8c", "Sampler and schedules": "#a08060",
-    "Schedule": "#a08060", "Extension": "#8496d0", "Loop": "#8496d0",
-}  # fmt: skip
+    "Models": "#b5934a",
+    "Text": "#7fae7f",
+    "First frame": "#8496d0",
+    "Pictures": "#8496d0",
+    "Keyframes": "#5aa0d0",
+    "Interpolation": "#52b0a8",
+    "Decode": "#b07cc0",
+    "Looking": "#c07c8c",
+    "Sampler and schedules": "#a08060",
+    "Schedule": "#a08060",
+    "Extension": "#8496d0",
+    "Loop": "#8496d0",
+}
 
 
 def main() -> int:

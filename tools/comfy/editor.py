@@ -67,8 +67,9 @@ class Editor:
             profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             process = subprocess.Popen(
                 [program, *FLAGS, OFFLINE, f"--user-data-dir={profile}", "about:blank"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             stack.callback(process.wait)
             stack.callback(process.terminate)
             http = await stack.enter_async_context(aiohttp.ClientSession())

@@ -78,8 +78,10 @@ def add_negative(graph: dict, text: str) -> None:
         negative = f"{positive}-negative"
         encoder = graph[positive]
         graph[negative] = {
-            **encoder, "inputs": {**encoder["inputs"], "text": text}, "_meta": {"title": "Encode Negative Text"}
-        }  # fmt: skip
+            **encoder,
+            "inputs": {**encoder["inputs"], "text": text},
+            "_meta": {"title": "Encode Negative Text"},
+        }
         sampler["inputs"]["negative"] = [negative, 0]
 
 
