@@ -138,12 +138,28 @@ class Curve:
 
 @dataclass(frozen=True)
 class ParameterCurve:
-    """A parameter's curve over the frames, in a window of sampling from 0, noise, to 1, the result."""
+    """A parameter's curve over the frames, in a window of sampling from 0, noise, to 1, the result.
+
+    Raises ValueError for a window that is none, or of a parameter that cannot change during sampling.
+    """
 
     parameter: str
     curve: Curve
     start_percent: float = 0.0
     end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        window = self.start_percent, self.end_percent
+        if not 0 <= window[0] < window[1] <= 1:
+            raise ValueError(
+                f"The curve of {self.parameter} applies from {window[0]:g} to {window[1]:g}, expected a start_percent "
+                "below its end_percent, both from 0 to 1."
+            )
+        if self.parameter in WHOLE and window != (0, 1):
+            raise ValueError(
+                f"Guidance can change during sampling, but {self.parameter} only along the frames: set start_percent "
+                f"to 0 and end_percent to 1, not {window[0]:g} and {window[1]:g}."
+            )
 
     def acts(self, progress: float) -> bool:
         return self.start_percent <= progress < self.end_percent or progress >= 1 == self.end_percent
