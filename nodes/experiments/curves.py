@@ -11,10 +11,6 @@ from ..host.text_encoder import encode_prompts
 DRAWN = "drawn"
 
 
-def percent(id, default, tooltip):
-    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
-
 class ParameterCurve(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -51,17 +47,20 @@ class ParameterCurve(io.ComfyNode):
                     "and ends gently. drawn follows drawn_curve instead. Before the first and after the last pair the "
                     "nearest value is used.",
                 ),
-                percent(
+                inputs.ranged(
                     "start_percent",
                     0.0,
-                    "Guidance only. First part of sampling in which the curve applies, from 0, noise, to 1, the "
-                    "result. Before it the node's own value is used.",
+                    0.0,
+                    1.0,
+                    "Guidance only. Where in sampling the curve starts to apply: 0 is noise, 1 the result. Before it "
+                    "the node's own value is used.",
                 ),
-                percent(
+                inputs.ranged(
                     "end_percent",
                     1.0,
-                    "Guidance only. Where the curve stops applying, from 0 to 1. After it the node's own value is "
-                    "used.",
+                    0.0,
+                    1.0,
+                    "Guidance only. Where in sampling the curve stops applying. After it the node's own value is used.",
                 ),
                 sockets.Curves.Input(
                     "previous",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kv_core.networks.attention import Text
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
@@ -31,7 +32,7 @@ def meta(*shape, dtype=HALF):
 def text(unet, branches):
     mask = torch.zeros(branches, 50, dtype=torch.long)
     mask[0, :49], mask[1:, 0] = 1, 1
-    return unet.read_text(meta(branches, 50, 4096), mask)
+    return Text.unpadded(meta(branches, 50, 4096), mask)
 
 
 FACTORY = {"operations": Operations, "dtype": HALF, "device": "meta"}
