@@ -8,8 +8,6 @@ from ...kv_core.sampling.settings import RANGES, Interpolation, Keyframes
 from .. import inputs, sockets
 from ..host.text_encoder import encode_prompts
 
-DRAWN = "drawn"
-
 
 class ParameterCurve(io.ComfyNode):
     @classmethod
@@ -41,11 +39,10 @@ class ParameterCurve(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "interpolation",
-                    options=[*curves.INTERPOLATIONS, DRAWN],
+                    options=list(curves.INTERPOLATIONS),
                     default="step",
                     tooltip="Between two pairs: step keeps the earlier value, linear is a straight line, smooth starts "
-                    "and ends gently. drawn follows drawn_curve instead. Before the first and after the last pair the "
-                    "nearest value is used.",
+                    "and ends gently. Before the first and after the last pair the nearest value is used.",
                 ),
                 inputs.ranged(
                     "start_percent",
@@ -67,12 +64,13 @@ class ParameterCurve(io.ComfyNode):
                     optional=True,
                     tooltip="Another Parameter Curve to add this one to. If both set the same number, this one wins.",
                 ),
-                io.Curve.Input(
+                sockets.Drawn.Input(
                     "drawn_curve",
                     optional=True,
-                    socketless=False,
-                    tooltip="Used if interpolation is drawn: runs from the first pair's frame to the last pair's, and "
-                    "from the smallest of the values at the bottom to the largest at the top.",
+                    tooltip="A curve from ComfyUI's Curve Editor, used instead of interpolation: it runs from the "
+                    "first pair's frame to the last pair's, from the smallest of the values at the bottom to the "
+                    "largest at the top.",
+                    extra_dict={"forceInput": True},
                 ),
             ],
             outputs=[
@@ -90,10 +88,8 @@ class ParameterCurve(io.ComfyNode):
             points = curves.numbers(curve, *RANGES[parameter])
         except ValueError as mistake:
             raise ValueError(f"Parameter Curve of {parameter}, {mistake}") from None
-        drawn = None
-        if interpolation == DRAWN:
-            drawn = CurveInput.from_raw(drawn_curve or [(0, 0), (1, 1)]).interp
-        shape = curves.Curve(points, interpolation if drawn is None else "linear", drawn)
+        drawn = None if drawn_curve is None else CurveInput.from_raw(drawn_curve).interp
+        shape = curves.Curve(points, interpolation, drawn)
         return io.NodeOutput((*previous, curves.ParameterCurve(parameter, shape, start_percent, end_percent)))
 
 

@@ -40,7 +40,7 @@ EXTRA_HEIGHT = {
     "SaveVideo": 330,
     "PreviewAny": 250,
     "BatchImagesNode": 24,
-    "KandinskyVideoSchedule": 30,
+    "KandinskyVideoParameterCurve": 30,
     "KandinskyVideoTextOverTime": 30,
 }
 COLOURS = {
@@ -53,7 +53,7 @@ COLOURS = {
     "Decode": "#b07cc0",
     "Looking": "#c07c8c",
     "Sampler and schedules": "#a08060",
-    "Schedule": "#a08060",
+    "Curves": "#a08060",
     "Extension": "#8496d0",
     "Loop": "#8496d0",
 }
