@@ -67,7 +67,7 @@ def prepare(comfyui: str | None = None, *, tests: bool = False) -> Host:
     version = check_version(path)
     install(python, ENVIRONMENT, "requirements", requirements(path))
     if tests:
-        install(python, ENVIRONMENT, "test-tools", test_tools())
+        install(python, ENVIRONMENT, "test-tools", dev_packages())
     return Host(path, version, python)
 
 
@@ -257,7 +257,7 @@ def requirements(comfyui: Path) -> list[str]:
     return [*TORCH.values(), *wanted]
 
 
-def test_tools() -> list[str]:
+def dev_packages() -> list[str]:
     """The packages of the extra `dev` in pyproject.toml, read by hand: Python 3.10 has no reader of TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^dev = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)

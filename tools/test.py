@@ -50,7 +50,7 @@ def main() -> int:
     codes = [run(found.python, title, command, environ) for title, command in CHECKS.items()]
     if not has(found.python, "pytest"):
         raise host.HostError(
-            f"ComfyUI's Python has no pytest: run `{found.python} -m pip install {' '.join(host.test_tools())}` once."
+            f"ComfyUI's Python has no pytest: run `{found.python} -m pip install {' '.join(host.dev_packages())}` once."
         )
     command = ["pytest", *chosen(options.all, options.slow), *pytest_arguments]
     if options.j > 1 and has(found.python, "xdist"):

@@ -259,8 +259,8 @@ def test_requirements(tmp_path, monkeypatch):
 def test_the_test_tools_are_the_extra_dev():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11 and newer
     project = tomllib.loads((host.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert host.test_tools() == project["optional-dependencies"]["dev"]
-    assert {"pytest", "ruff"} <= {re.split("[>=~<]", line)[0] for line in host.test_tools()}
+    assert host.dev_packages() == project["optional-dependencies"]["dev"]
+    assert {"pytest", "ruff"} <= {re.split("[>=~<]", line)[0] for line in host.dev_packages()}
 
 
 def test_installs_once_for_each_list(tmp_path, monkeypatch):
