@@ -84,10 +84,12 @@ def test_the_registry_knows_the_publisher():
 
 # What ComfyUI's requirements bring, by the names they are imported under, and ComfyUI's own modules.
 BROUGHT = set(
-    "aiohttp av einops filelock huggingface_hub numpy PIL psutil safetensors tokenizers torch tqdm transformers yaml".split()
+    "aiohttp av einops filelock huggingface_hub numpy PIL psutil safetensors tokenizers torch tqdm transformers "
+    "yaml".split()
 )
 HOSTS = set(
-    "comfy comfy_api comfy_execution comfy_extras comfyui_version execution folder_paths latent_preview node_helpers".split()
+    "comfy comfy_api comfy_execution comfy_extras comfyui_version execution folder_paths latent_preview "
+    "node_helpers".split()
 )
 ROOMS = {path.name for path in ROOT.iterdir() if path.is_dir()}
 
