@@ -11,12 +11,11 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...kv_core.files import checkpoints
 from ...kv_core.networks import memory
 from ...kv_core.networks.movq import MoVQ as MoVQNetwork
 from ...kv_core.networks.movq import decode_chunks
 from ...kv_core.networks.text_encoder import TOKENS, TextModel, load_tokenizer
-from . import tiles
+from . import files, tiles
 from . import weights as storage
 from .unets import make_patcher, operations
 
@@ -138,14 +137,14 @@ def _exact_attention(q, k, v, heads, mask=None, options=None):
 
 
 def load_movq(path, part, weight_dtype="default"):
-    """Loads "image_movq" or "video_movq"; raises checkpoints.CheckpointError for any other file."""
+    """Loads "image_movq" or "video_movq"; raises ValueError for any other file."""
     patcher = movq_patcher(path, part, weight_dtype)
     return MoVQ(patcher, patcher.model.manual_cast_dtype, patcher.model.ch)
 
 
 def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):
     """The patcher of a MoVQ; by default in the type the host picks for VAEs."""
-    checkpoint = checkpoints.open_checkpoint(path, expect=part)
+    checkpoint = files.open_checkpoint(path, expect=part)
     device = comfy.model_management.vae_device()
     types = [torch.bfloat16, torch.float32]
     stored = storage.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.vae_dtype(device, types)
@@ -164,18 +163,18 @@ def load_text_encoder(path, projections_path, weight_dtype="default"):
     try:
         tokenizer = load_tokenizer(path if Path(path).is_dir() else Path(path).parent)
     except FileNotFoundError:
-        checkpoints.open_checkpoint(path, expect="text_encoder")  # of a wrong file, say that rather
+        files.open_checkpoint(path, expect="text_encoder")  # says so first where the file is no encoder
         raise
     return TextEncoder(text_encoder_patcher(path, projections_path, weight_dtype), tokenizer)
 
 
 def text_encoder_patcher(path, projections_path, weight_dtype="default", disable_dynamic=False):
     """The patcher of the encoder with its projections; by default in the type the host picks for text encoders."""
-    encoder = checkpoints.open_checkpoint(path, expect="text_encoder")
-    projections = checkpoints.open_checkpoint(projections_path, expect="projections")
+    encoder = files.open_checkpoint(path, expect="text_encoder")
+    projections = files.open_checkpoint(projections_path, expect="projections")
     sizes = projections.config
     if sizes["d_model"] != encoder.config["d_model"]:
-        raise checkpoints.CheckpointError(
+        raise ValueError(
             f"The projections take text of width {sizes['d_model']}, but this encoder gives "
             f"{encoder.config['d_model']}: choose files that belong together."
         )
