@@ -22,7 +22,7 @@ def alphas_cumprod():
     The roundings are part of the model: betas are made in double precision and rounded, everything after is float32.
     """
     squared = [math.cos((i / TRAINING_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(TRAINING_STEPS + 1)]
-    betas = torch.tensor([min(1 - after / before, 0.999) for before, after in zip(squared, squared[1:])], device="cpu")
+    betas = torch.tensor([min(1 - after / before, 0.999) for before, after in zip(squared, squared[1:])])
     root = (1 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     rescaled = ((root - last) * (first / (first - last))) ** 2
