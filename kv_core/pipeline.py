@@ -6,12 +6,20 @@
 Every stage is a method of its own, so a script can also run them one by one.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from .files.checkpoints import open_checkpoint
+from .networks.attention import Text
 from .networks.interpolation_unet import InterpolationUNet
 from .networks.keyframe_unet import KeyframeUNet
 from .networks.movq import MoVQ, decode_chunks
@@ -19,10 +27,72 @@ from .networks.operations import TorchOperations
 from .networks.text_encoder import TextModel, load_tokenizer, null_context
 from .pictures import images
 from .sampling import diffusion, frames
+from .sampling.settings import FirstFrame, Interpolation, Keyframes, Run, check_size
 
-SKIP_FRAMES = {"low": (), "medium": (3,), "high": (3, 1)}  # one interpolation each
-SIZE_STEP = 64
+SKIP_FRAMES: dict[str, tuple[int, ...]] = {"low": (), "medium": (3,), "high": (3, 1)}  # one interpolation each
 LATENT_STEP = 8  # pixels
+
+Encoded = tuple[torch.Tensor, torch.Tensor]  # context `[1, n, d]` and mask `[1, n]`
+Progress = Callable[[str, int, int], object] | None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Everything about a clip but its prompt and picture, under the authors' own names; checked when it is made.
+
+    width, height: pixels, multiples of 64. fps: "low", "medium" or "high", for 12, 45 or 177 frames. motion: "low",
+    "medium", "high" or "extreme". key_frame_guidance_scale: guidance of a first frame that is drawn.
+    guidance_weight_*: of the keyframes. noise_augmentation: 0 to 999, how much the keyframes may leave the first frame.
+    steps: of first frame, keyframes and every interpolation. keyframes: how many, 12 as published. Raises ValueError.
+    """
+
+    width: int = 512
+    height: int = 512
+    fps: str = "medium"
+    motion: str = "medium"
+    key_frame_guidance_scale: float = 5.0
+    guidance_weight_prompt: float = 5.0
+    guidance_weight_image: float = 2.0
+    interpolation_guidance_scale: float = 0.5
+    noise_augmentation: int = 20
+    negative_prompt: str | None = None
+    seed: int = 0
+    steps: tuple[int, int, int] = (50, 50, 10)
+    keyframes: int = frames.KEYFRAMES
+
+    def __post_init__(self) -> None:
+        if self.fps not in SKIP_FRAMES:
+            raise ValueError(f"fps is {self.fps!r}, expected one of {', '.join(SKIP_FRAMES)}.")
+        check_size(self.width, self.height)
+        self.stages  # noqa: B018  makes and so checks them
+
+    @cached_property
+    def stages(self) -> tuple[FirstFrame, Keyframes, list[Interpolation], list[Run]]:
+        """What each stage is told."""
+        return (
+            FirstFrame(2 * self.width, 2 * self.height, self.key_frame_guidance_scale),
+            Keyframes(
+                self.keyframes,
+                motion_score(self.motion),
+                self.noise_augmentation,
+                self.guidance_weight_prompt,
+                self.guidance_weight_image,
+            ),
+            [Interpolation(skip, self.interpolation_guidance_scale) for skip in SKIP_FRAMES[self.fps]],
+            [Run(steps, self.seed) for steps in self.steps],
+        )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    prediction: str
+    spacing: Callable[[int], list[int]]
+
+
+_FIRST_FRAME = _Stage("first frame", "epsilon", diffusion.leading)
+_KEYFRAMES = _Stage("keyframes", "epsilon", diffusion.leading)
+_INTERPOLATION = _Stage("interpolation", "velocity", diffusion.trailing)
 
 
 class KandinskyVideoPipeline:
@@ -31,6 +101,8 @@ class KandinskyVideoPipeline:
     `text_model` and `tokenizer` encode prompts; `keyframe` and `interpolation` are pairs (U-Net, null embedding);
     `movq` and `video_movq` decode. Parts may lie on different devices and have different types. `noise(seed)` makes
     the noise of one sampling stage, see diffusion.SeededNoise.
+
+    progress(stage, step, steps), where a method takes it, is called before every step; raising in it cancels.
     """
 
     def __init__(self, text_model, tokenizer, keyframe, interpolation, movq, video_movq, noise=diffusion.SeededNoise):
@@ -41,132 +113,109 @@ class KandinskyVideoPipeline:
 
     @torch.no_grad()
     def __call__(
-        self,
-        prompt,
-        image=None,
-        width=512,
-        height=512,
-        fps="medium",
-        motion="medium",
-        key_frame_guidance_scale=5.0,
-        guidance_weight_prompt=5.0,
-        guidance_weight_image=2.0,
-        interpolation_guidance_scale=0.5,
-        noise_augmentation=20,
-        *,
-        negative_prompt=None,
-        seed=0,
-        steps=(50, 50, 10),
-        keyframes=frames.KEYFRAMES,
-        progress=None,
-    ):
-        """Makes a clip; returns its frames as Pillow images: 12, 45 or 177 for fps "low", "medium" or "high".
+        self, prompt: str, image: Image.Image | None = None, *, progress: Progress = None, **settings: Any
+    ) -> list[Image.Image]:
+        """Makes a clip and returns its frames.
 
-        image: a Pillow image to begin with; left out, one is drawn with guidance `key_frame_guidance_scale`. width,
-        height: pixels, multiples of 64. motion: "low", "medium", "high" or "extreme". guidance_weight_*: of keyframes.
-        noise_augmentation: 0 to 999, how much the keyframes may leave the first frame. steps: of first frame,
-        keyframes and every interpolation. keyframes: how many, 12 as published.
-        progress(stage, step, steps) is called before every step; raising in it
-        cancels. Raises ValueError for sizes and names that do not exist.
+        image: a Pillow image to begin with; left out, one is drawn. settings: fields of Clip. Raises ValueError.
         """
-        _check_size(width, height)
-        if fps not in SKIP_FRAMES:
-            raise ValueError(f"fps is {fps!r}, expected one of {', '.join(SKIP_FRAMES)}.")
-        texts = self.encode_text(prompt, negative_prompt)
+        clip = Clip(**settings)
+        drawn, moving, passes, (first_run, keyframe_run, gap_run) = clip.stages
+        texts = self.encode_text(prompt, clip.negative_prompt)
         if image is None:
-            latent = self.first_frame(texts, 2 * width, 2 * height, key_frame_guidance_scale, steps[0], seed, progress)
-            image = self.decode_image(latent)
-        latents = self.keyframes(
-            texts, self.encode_image(image, width, height), motion_score(motion), noise_augmentation,
-            guidance_weight_prompt, guidance_weight_image, steps[1], seed, progress, keyframes,
-        )  # fmt: skip
-        for skip_frames in SKIP_FRAMES[fps]:
-            latents = self.interpolate(
-                texts, latents, skip_frames, interpolation_guidance_scale, steps[2], seed, progress
-            )
+            image = self.decode_image(self.first_frame(texts, drawn, first_run, progress))
+        latents = self.encode_image(image, clip.width, clip.height)
+        latents = self.keyframes(texts, latents, moving, keyframe_run, progress)
+        for gaps in passes:
+            latents = self.interpolate(texts, latents, gaps, gap_run, progress)
         return images.to_images(self.decode_video(latents))
 
-    def encode_text(self, prompt, negative_prompt=None):
+    def encode_text(self, prompt: str, negative_prompt: str | None = None) -> tuple[Encoded, Encoded | None]:
         """(context, mask) of the prompt and of the negative prompt; None there means the U-Nets' null embedding."""
         return self._encode(prompt), None if negative_prompt is None else self._encode(negative_prompt)
 
-    def first_frame(self, texts, width, height, guidance, steps, seed, progress=None):
-        """Draws an image; returns its latent `[1, 4, 1, height / 8, width / 8]`."""
+    def first_frame(self, texts, settings: FirstFrame, run: Run, progress: Progress = None) -> torch.Tensor:
+        """Draws a picture; returns its latent `[1, 4, 1, height / 8, width / 8]`."""
         unet, null = self.keyframe
-        conditional, unconditional = self._branch_texts(texts, null, unet)
+        branches = self._branches(texts, null, unet)
 
-        def predict(x, time):
+        def predict(x, time, _):
             x = torch.cat([x, x.new_zeros(1, 5, *x.shape[2:])], dim=1)
-            cond, uncond = (unet(x, time, text, mode="image") for text in (conditional, unconditional))
-            return diffusion.guide(cond, uncond, guidance)
+            return diffusion.guide(*(unet(x, time, text, mode="image") for text in branches), settings.guidance)
 
-        shape = (1, 4, 1, height // LATENT_STEP, width // LATENT_STEP)
-        timesteps = diffusion.leading(steps)
-        return self._sample("first frame", unet, predict, "epsilon", shape, timesteps, self.noise(seed), progress)
+        shape = (1, 4, 1, settings.height // LATENT_STEP, settings.width // LATENT_STEP)
+        return self._sample(_FIRST_FRAME, unet, predict, shape, run, self.noise(run.seed), progress)
 
     def keyframes(
-        self, texts, first_frame, motion, noise_augmentation, guidance_text, guidance_image, steps, seed,
-        progress=None, count=frames.KEYFRAMES,
-    ):  # fmt: skip
-        """Goes on from first_frame `[1, 4, 1, h, w]`; `motion` is a score; returns `[1, 4, count, h, w]`."""
+        self, texts, first_frame: torch.Tensor, settings: Keyframes, run: Run, progress: Progress = None
+    ) -> torch.Tensor:
+        """Continues from first_frame `[1, 4, 1, h, w]`; returns `[1, 4, frames, h, w]`.
+
+        Frames that are held and clips to start from need the nodes: with those it raises ValueError.
+        """
         unet, null = self.keyframe
-        noise = self.noise(seed)
-        prompt, empty = self._branch_texts(texts, null, unet)
-        condition = frames.first_frame_condition(
-            first_frame, count, noise_augmentation, noise.augmentation(first_frame.shape)
-        )
+        noise, count = self.noise(run.seed), settings.frames
+        prompt, empty = self._branches(texts, null, unet)
+        show, hold = frames.place_conditions(settings.conditions, first_frame, count)
+        if hold or settings.init_video is not None:
+            raise ValueError("The Python call neither holds frames nor starts from a clip: use the nodes in ComfyUI.")
+        augmentation = settings.value("noise_augmentation", count)
+        by_frame = augmentation if isinstance(augmentation, list) else [augmentation] * count
+        condition = frames.frames_condition(show, count, by_frame, noise.augmentation(first_frame.shape))
         condition = _to(condition, unet)
         scores = {
-            "motion_score": torch.tensor([[motion]], device=condition.device),
-            "noise_augmentation": torch.tensor([[noise_augmentation]], device=condition.device),
+            name: torch.tensor(settings.value(name, count), device=condition.device).expand(1, count)
+            for name in ("motion_score", "noise_augmentation")
         }
 
-        def predict(x, time):
+        def predict(x, time, done):
             branches = [(prompt, condition), (empty, condition), (empty, torch.zeros_like(condition))]
-            full, image, none = (unet(torch.cat([x, given], dim=1), time, text, **scores) for text, given in branches)
-            return diffusion.guide_three(full, image, none, guidance_text, guidance_image)
+            out = (unet(torch.cat([x, given], dim=1), time, text, **scores) for text, given in branches)
+            weights = (settings.weight(name, x, done) for name in ("text_guidance", "image_guidance"))
+            return diffusion.guide_three(*out, *weights)
 
-        shape = (1, 4, count, *first_frame.shape[-2:])
-        return self._sample("keyframes", unet, predict, "epsilon", shape, diffusion.leading(steps), noise, progress)
+        return self._sample(_KEYFRAMES, unet, predict, (1, *condition[0, :4].shape), run, noise, progress)
 
-    def interpolate(self, texts, latents, skip_frames, guidance, steps, seed, progress=None):
+    def interpolate(
+        self, texts, latents: torch.Tensor, settings: Interpolation, run: Run, progress: Progress = None
+    ) -> torch.Tensor:
         """Puts three frames into every gap of `[1, 4, t, h, w]`; returns `[1, 4, 4t - 3, h, w]`, the given kept."""
         unet, null = self.interpolation
-        prompt, empty = self._branch_texts(texts, null, unet)
+        prompt, empty = self._branches(texts, null, unet)
         given = _to(frames.neighbours(latents), unet)
-        skip = torch.tensor([skip_frames], device=given.device)
+        settings.check_gaps(given.shape[2])
+        skip = torch.atleast_1d(torch.tensor(settings.skip_frames, device=given.device))
 
-        def predict(x, time):
+        def predict(x, time, done):
             branches = [(prompt, given, True), (empty, torch.zeros_like(given), False)]
-            cond, uncond = (
-                unet(frames.between(sides, x), time, text, temporal_mask=[temporal],
-                     skip_frames=skip, perturbation_time=torch.zeros_like(skip))
+            numbers = {"skip_frames": skip, "perturbation_time": torch.zeros_like(skip[:1])}
+            out = (
+                unet(frames.between(sides, x), time, text, temporal_mask=[temporal], **numbers)
                 for text, sides, temporal in branches
-            )  # fmt: skip
-            return diffusion.guide(cond, uncond, guidance)
+            )
+            return diffusion.guide(*out, settings.weight("guidance", x, done))
 
         shape = (1, 12, given.shape[2], *given.shape[-2:])
-        timesteps = diffusion.trailing(steps)
-        noise = self.noise(seed)
-        predicted = self._sample("interpolation", unet, predict, "velocity", shape, timesteps, noise, progress)
+        predicted = self._sample(_INTERPOLATION, unet, predict, shape, run, self.noise(run.seed), progress)
         return frames.interleave(latents, predicted.to(latents))
 
-    def encode_image(self, image, width, height):
+    def encode_image(self, image: Image.Image, width: int, height: int) -> torch.Tensor:
         """A Pillow image, fitted to `width` x `height` -> its latent `[1, 4, 1, height / 8, width / 8]`."""
+        check_size(width, height)
         pixels = images.to_pixels(images.fit(image, width, height))
         return self.movq.encode(_to(pixels, self.movq))[:, :, None]
 
-    def decode_image(self, latent):
+    def decode_image(self, latent: torch.Tensor) -> Image.Image:
         """A latent `[1, 4, 1, h, w]` -> a Pillow image."""
         return images.to_images(images.to_bytes(self.movq.decode(_to(latent[:, :, 0], self.movq))))[0]
 
-    def decode_video(self, latents):
+    def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `[1, 4, t, h, w]` -> 8-bit frames `[t, 8h, 8w, 3]`, on the CPU."""
         frames_first = _to(latents[0].transpose(0, 1), self.video_movq)
         chunks = frames_first.split(decode_chunks(frames_first.shape[0]))
         return torch.cat([images.to_bytes(self.video_movq.decode(chunk)).cpu() for chunk in chunks])
 
-    def _encode(self, text):
+    def _encode(self, text: str) -> Encoded:
         tokens = self.tokenizer(text)
         if tokens.cut:
             logging.warning("The prompt is longer than 128 tokens; the rest of it is left out.")
@@ -175,38 +224,42 @@ class KandinskyVideoPipeline:
             tokens.input_ids.to(device), tokens.attention_mask.to(device), dtype=_weight(self.text_model).dtype
         )
 
-    def _branch_texts(self, texts, null_embedding, unet):
+    def _branches(self, texts, null_embedding, unet) -> list[tuple[Text, ...]]:
+        """The prompt, and the negative prompt or the null embedding, as the U-Net takes them."""
         positive, negative = texts
-        negative = null_context(null_embedding, positive[0]) if negative is None else negative
-        return [unet.read_text(_to(context, unet), mask) for context, mask in (positive, negative)]
+        if negative is None and null_embedding is None:
+            raise ValueError("This U-Net file holds no null embedding: give a negative prompt.")
+        negative = negative or null_context(null_embedding, positive[0])
+        return [Text.unpadded(_to(context, unet), mask) for context, mask in (positive, negative)]
 
-    def _sample(self, stage, unet, predict, prediction, shape, timesteps, noise, progress):
-        like = _weight(unet)
+    def _sample(self, stage, unet, predict, shape, run, noise, progress):
+        if run.sampler is not None or run.sigmas is not None or run.denoise != 1:
+            raise ValueError("The Python call samples as published: leave out sampler, sigmas and denoise.")
+        timesteps = stage.spacing(run.steps)
 
         def denoise(sample, timestep):
-            output = predict(sample, torch.tensor([timestep], device=sample.device))
-            return diffusion.predict_x0(sample, output, timestep, prediction)
+            done = 1 - timestep / (diffusion.TRAINING_STEPS - 1)
+            output = predict(sample, torch.tensor([timestep], device=sample.device), done)
+            return diffusion.predict_x0(sample, output, timestep, stage.prediction)
 
         def callback(index, x0, sample):
             if progress:
-                progress(stage, index, len(timesteps))
+                progress(stage.name, index, len(timesteps))
 
-        samples = diffusion.sample_ddpm(denoise, noise.initial(shape).to(like), timesteps, noise.step, callback)
+        initial = noise.initial(shape).to(_weight(unet))
+        samples = diffusion.sample_ddpm(denoise, initial, timesteps, noise.step, callback)
         if not samples.isfinite().all():
-            raise ValueError(f"The {stage} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32.")
+            raise ValueError(
+                f"The {stage.name} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32."
+            )
         return samples
 
 
-def motion_score(motion):
+def motion_score(motion: str) -> int:
     """The score of a motion's name. As published, an unknown name warns and means medium."""
     if motion not in frames.MOTION_SCORES:
         logging.warning("motion is %r, expected one of %s: medium is used.", motion, ", ".join(frames.MOTION_SCORES))
     return frames.MOTION_SCORES.get(motion, frames.MOTION_SCORES["medium"])
-
-
-def _check_size(width, height):
-    if min(width, height) < SIZE_STEP or width % SIZE_STEP or height % SIZE_STEP:
-        raise ValueError(f"The size is {width}x{height}, expected multiples of {SIZE_STEP} pixels from {SIZE_STEP} on.")
 
 
 def _weight(module):
@@ -217,7 +270,7 @@ def _to(tensor, module):
     return tensor.to(_weight(module))
 
 
-PARTS = {  # names of the published files, without their endings; converted ones keep them
+FILE_STEMS = {  # names of the published files, without their endings; converted ones keep them
     "keyframe_unet": "t2v",
     "interpolation_unet": "interpolation",
     "image_movq": "movq",
@@ -237,15 +290,15 @@ def get_T2V_pipeline(device_map, cache_dir="weights", dtype_map=None):  # noqa: 
     """The pipeline with the weights in the folder `cache_dir`: t2v, interpolation, movq, video_movq and t5_projections
     (.safetensors or .pt) and the folder flan_ul2_encoder with its tokenizer.
 
-    device_map: a device for all, or one for every name in PARTS (the projections go with the text encoder).
+    device_map: a device for all, or one for every name in FILE_STEMS (the projections go with the text encoder).
     dtype_map: likewise for types; left out, U-Nets on a GPU are float16 and all else float32, as published.
     Nothing is downloaded. Raises FileNotFoundError and CheckpointError with one sentence.
     """
-    return load_pipeline({part: _find(cache_dir, part) for part in PARTS}, device_map, dtype_map)
+    return load_pipeline({part: _find(cache_dir, part) for part in FILE_STEMS}, device_map, dtype_map)
 
 
 def load_pipeline(paths, device_map, dtype_map=None):
-    """The same from files of any name: `paths` has one for every name in PARTS."""
+    """The same from files of any name: `paths` has one for every name in FILE_STEMS."""
     models, nulls = {}, {}
     for part, model_class in _CLASSES.items():
         checkpoint = open_checkpoint(paths[part], expect=part)
@@ -288,7 +341,7 @@ def _placement(part, device_map, dtype_map):
 
 
 def _find(folder, part):
-    stem = Path(folder) / PARTS[part]
+    stem = Path(folder) / FILE_STEMS[part]
     for path in (stem, stem.with_suffix(".safetensors"), stem.with_suffix(".pt")):
         if path.exists():
             return path

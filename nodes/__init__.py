@@ -6,7 +6,7 @@ from .choices import ChooseFirstPicture, ChooseFrameRate
 from .experiments.attention_maps import AttentionMaps
 from .experiments.blocks import SwitchBlocks
 from .experiments.cross_fade import CrossFade
-from .experiments.curves import Schedule, TextOverTime
+from .experiments.curves import ParameterCurve, TextOverTime
 from .experiments.custom_sampling import (
     DDPMSampler,
     FillGaps,
@@ -16,10 +16,10 @@ from .experiments.custom_sampling import (
     PublishedSchedule,
 )
 from .experiments.frame_conditions import FrameCondition, JoinClips, PickFrames
-from .experiments.inspect import ContactSheet, Difference, Report
+from .experiments.inspect import ContactSheet, Difference
 from .experiments.motion_grid import MotionGrid
 from .first_frame import FirstFrame
-from .host import files
+from .host import files, renames
 from .interpolation import Interpolate
 from .keyframes import Keyframes
 from .latents import FromLatent, ToLatent
@@ -31,6 +31,7 @@ from .text import TextEncode
 class KandinskyVideoExtension(ComfyExtension):
     async def on_load(self):
         files.add_model_folders()
+        await renames.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -56,14 +57,13 @@ class KandinskyVideoExtension(ComfyExtension):
             Difference,
             MotionGrid,
             AttentionMaps,
-            Report,
             DDPMSampler,
             PublishedSchedule,
             FirstFrameGuider,
             KeyframeGuider,
             InterpolationGuider,
             FillGaps,
-            Schedule,
+            ParameterCurve,
             TextOverTime,
             FrameCondition,
             PickFrames,

@@ -1,10 +1,10 @@
-"""Choices that spare the other way's work: what is not chosen is never computed."""
+"""Choices that spare the other ways' work: what is not chosen is never computed."""
 
 from comfy_api.latest import io
 
-from . import sockets
+from . import inputs, sockets
 
-RATES = ("low", "medium", "high")
+INPUTS = {"low": "keyframes", "medium": "video", "high": "smooth_video"}
 
 
 class ChooseFirstPicture(io.ComfyNode):
@@ -13,21 +13,20 @@ class ChooseFirstPicture(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoChooseFirstPicture",
             display_name="Choose First Picture",
-            category="Kandinsky Video",
+            category=inputs.CATEGORY,
             description=(
-                "Takes your picture where one is connected, and else the drawn one. With a picture, nothing is drawn: "
-                "the nodes behind the drawn one do not run."
+                "Uses your image if one is connected; the generated first frame is then not computed. Otherwise uses "
+                "that."
             ),
             search_aliases=["kandinsky", "image to video", "switch", "fallback", "optional image"],
             inputs=[
                 io.Image.Input(
-                    "drawn", lazy=True, tooltip="The picture for want of another, such as Decode Image makes of a "
-                    "sampled first frame.",
+                    "drawn", lazy=True, tooltip="Used when no image is connected to picture: the decoded first frame."
                 ),
-                io.Image.Input("picture", optional=True, tooltip="Your picture. May be left open."),
+                io.Image.Input("picture", optional=True, tooltip="Your image. Leave unconnected to use the other one."),
             ],
-            outputs=[io.Image.Output("image", tooltip="The chosen picture, for Encode Image.")],
-        )  # fmt: skip
+            outputs=[io.Image.Output("image", tooltip="The chosen image, for Encode Image.")],
+        )
 
     @classmethod
     def check_lazy_status(cls, drawn=None, picture=None):
@@ -44,18 +43,18 @@ class ChooseFrameRate(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoChooseFrameRate",
             display_name="Choose Frame Rate",
-            category="Kandinsky Video",
+            category=inputs.CATEGORY,
             description=(
-                "One list instead of three graphs: hands on the keyframes or one of their interpolations. Only the "
-                "chosen one is computed."
+                "Picks the frame rate: passes on the keyframes or one of the two interpolations. Only the chosen one "
+                "is computed."
             ),
             search_aliases=["kandinsky", "fps", "switch", "interpolation"],
             inputs=[
                 io.Combo.Input(
                     "fps",
-                    options=list(RATES),
+                    options=list(INPUTS),
                     default="medium",
-                    tooltip="The published frame rates for 12 keyframes: low is 12 frames (2.2 a second), medium 45 "
+                    tooltip="The original's frame rates for 12 keyframes: low is 12 frames (2.2 per second), medium 45 "
                     "(8.2) and high 177 (32.2).",
                 ),
                 sockets.KeyframeLatent.Input("keyframes", lazy=True, tooltip="From Sample Keyframes, for low."),
@@ -69,12 +68,8 @@ class ChooseFrameRate(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, fps, **latents):
-        return [name for name in [_chosen(fps)] if latents.get(name) is None]
+        return [name for name in [INPUTS[fps]] if latents.get(name) is None]
 
     @classmethod
     def execute(cls, fps, **latents) -> io.NodeOutput:
-        return io.NodeOutput(latents[_chosen(fps)])
-
-
-def _chosen(fps):
-    return ("keyframes", "video", "smooth_video")[RATES.index(fps)]
+        return io.NodeOutput(latents[INPUTS[fps]])

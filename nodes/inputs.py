@@ -1,137 +1,230 @@
-"""Inputs that the sampling nodes and the image nodes share, each worded once."""
+"""Inputs that several nodes share, each worded once, with the ranges and defaults of the settings."""
 
 from comfy_api.latest import io
 
+from ..kv_core.sampling.frames import MOTION_SCORES
+from ..kv_core.sampling.settings import RANGES, FirstFrame, Interpolation, Keyframes, Run
 from . import sockets
 
-EXPERIMENTS = "Kandinsky Video/experiments"
+CATEGORY = "Kandinsky Video"
+EXPERIMENTS = f"{CATEGORY}/experiments"
 
 
-def model_input(which):
+def number(id, default, tooltip, **more):
+    """A number with its range from RANGES, whole where that is."""
+    low, high = RANGES[id]
+    kind = io.Int if isinstance(low, int) else io.Float
+    return kind.Input(id, default=default, min=low, max=high, tooltip=tooltip, **more)
+
+
+def model(which):
     return io.Model.Input("model", tooltip=f"The {which} U-Net from Load U-Net.")
 
 
-def positive_input():
+def positive():
     return io.Conditioning.Input("positive", tooltip="The prompt, from Encode Text (Flan-UL2).")
 
 
-def negative_input():
+def negative():
     return io.Conditioning.Input(
         "negative",
         optional=True,
-        tooltip="What to steer away from, from Encode Text (Flan-UL2). Left open, the U-Net's own null embedding is "
-        "used, as published.",
+        tooltip="What to steer away from, from Encode Text (Flan-UL2). If not connected, the U-Net's own null "
+        "embedding is used, as in the original.",
     )
 
 
-def size_input(id, default, which):
-    return io.Int.Input(
-        id, default=default, min=64, max=4096, step=64,
-        tooltip=f"{id.capitalize()} of the {which} in pixels: a multiple of 64, from 64 to 4096.",
-    )  # fmt: skip
+def size(id, default, which):
+    return number(id, default, f"{id.capitalize()} of the {which} in pixels, a multiple of 64.", step=64)
 
 
-def check_size(stage, width, height):
-    """Raises ValueError for a size between the inputs' steps: the editor rounds it, the server lets it pass."""
-    if width % 64 or height % 64:
-        raise ValueError(
-            f"{stage} needs a width and height that are multiples of 64 pixels, but got {width}x{height}: round them."
-        )
+def first_frame_size():
+    return [size(id, getattr(FirstFrame, id), "image, twice the video's,") for id in ("width", "height")]
 
 
-def seed_input():
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
-        tooltip="All of this node's noise comes from it, 0 to 2^64 - 1, drawn on the CPU: the same seed gives the same "
-        "result on every device.",
-    )
+ALL_NOISE = (
+    "All of this node's noise comes from it, drawn on the CPU: the same seed gives the same result on every device."
+)
+
+
+def seed(tooltip=ALL_NOISE):
+    return number("seed", Run.seed, tooltip, control_after_generate=True)
 
 
 # What evaluation/steps.py measured, as docs/tiny/steps.md has it; tests/host/test_steps.py measures it again.
 FEWER_STEPS = (
-    "Measured on the tiny model, 10 steps of sampler euler with karras sigmas match the prompt as well as 50 published "
-    "ones; about the published weights that says nothing certain."
+    "On the tiny model, 10 steps of the sampler euler with karras sigmas match the prompt as well as 50 steps of the "
+    "default. Not tested on the full model."
 )
 FEWER_STEPS_BETWEEN = (
-    "Measured on the tiny model, 5 steps of sampler euler place what moves as well as 10 published ones, and come "
-    "within 2 dB of their PSNR; about the published weights that says nothing certain."
+    "On the tiny model, 5 steps of the sampler euler place moving things as well as 10 steps of the default, within "
+    "2 dB of their PSNR. Not tested on the full model."
 )
 
 
-def steps_input(default, fewer=""):
+def steps(default, fewer=""):
     """fewer: what is known of fewer steps than the default with other samplers."""
-    return io.Int.Input(
-        "steps",
-        default=default,
-        min=1,
-        max=1000,
-        tooltip=f"Denoising steps, 1 to 1000; {default} as published. Time grows in proportion. {fewer}".strip(),
-    )
+    return number("steps", default, f"Denoising steps. Time grows in proportion. {fewer}".strip())
 
 
-def guidance_input(id, default, effect):
-    return io.Float.Input(
-        id, default=default, min=0.0, max=30.0, step=0.1, tooltip=f"{effect}. 0 to 30, published {default}."
-    )
+def guidance(id, default, effect):
+    return number(id, default, f"{effect}. Default (as released): {default}.", step=0.1)
 
 
-def sampler_input():
+def sampler():
     return io.Sampler.Input(
         "sampler",
         optional=True,
-        tooltip="Another sampler than the published one: any of ComfyUI's. Left open, DDPM (published).",
+        tooltip="Any ComfyUI sampler. If not connected: DDPM, as in the original.",
     )
 
 
-def sigmas_input(spacing):
+def sigmas(spacing):
     return io.Sigmas.Input(
         "sigmas",
         optional=True,
-        tooltip="Another schedule than the published one, from Published Schedule or ComfyUI's schedulers; steps is "
-        f"then ignored. Left open, {spacing} spacing over steps.",
+        tooltip="Noise levels from Published Schedule or any ComfyUI scheduler; steps is then ignored. If not "
+        f"connected: {spacing} spacing over steps, as in the original.",
     )
 
 
-def schedule_input(what):
-    return sockets.Schedule.Input(
-        "schedule",
+def curves(what):
+    return sockets.Curves.Input(
+        "curves",
         optional=True,
-        tooltip=f"Numbers that change along the clip, from Schedule: {what}. An experiment; left open, all stay as "
-        "they are set here.",
+        tooltip=f"Values that change along the clip, from Parameter Curve: {what}. An experiment.",
     )
 
 
-def frame_conditions_input():
+def frame_conditions():
     return sockets.FrameConditions.Input(
         "frame_conditions",
         optional=True,
-        tooltip="More frames that are given than the first, from Frame Condition. An experiment: the published "
-        "training knows only a first frame.",
+        tooltip="Additional conditioning frames besides the first, from Frame Condition. An experiment: the model was "
+        "trained with a first frame only.",
     )
 
 
-def start_input(strength):
+def init_video(strength):
     return io.MultiType.Input(
-        "start",
+        "init_video",
         [sockets.KeyframeLatent, sockets.VideoLatent],
         optional=True,
-        tooltip=f"A clip to begin with in the place of noise, of as many frames: video to video, by {strength}. An "
+        tooltip=f"Initial clip for video-to-video, with the same number of frames; its strength is {strength}. An "
         "experiment.",
     )
 
 
-def denoise_input():
-    return io.Float.Input(
+def denoise():
+    return number(
         "denoise",
-        default=1.0,
-        min=0.01,
-        max=1.0,
+        Run.denoise,
+        "Denoising strength: 1.0 ignores the initial clip, 0.5 keeps its motion and layout. Ignored without "
+        "init_video, and where sigmas are connected. The number of steps does not change.",
         step=0.01,
         optional=True,
-        tooltip="How far the clip may leave start, 0.01 to 1: 1 leaves next to nothing of it, 0.5 its motion and "
-        "places. Ignored without start, and where sigmas are connected. The number of steps stays.",
+    )
+
+
+def clip():
+    """What describes a clip of keyframes."""
+    return [
+        model("keyframe"),
+        positive(),
+        sockets.FrameLatent.Input(
+            "first_frame",
+            tooltip="The image the clip begins with, from Encode Image (MoVQ). Its width and height are multiples of "
+            "64 pixels, and the clip has the same size.",
+        ),
+        number(
+            "frames",
+            Keyframes.frames,
+            "Number of keyframes; the model was trained on 12. Memory and time grow in proportion.",
+        ),
+        io.Combo.Input(
+            "motion",
+            options=[*MOTION_SCORES, "custom"],
+            default="medium",
+            tooltip="Amount of motion; low, medium, high and extreme are scores 1, 10, 50, 100. custom uses "
+            "motion_score.",
+        ),
+        number(
+            "motion_score",
+            Keyframes.motion_score,
+            "Amount of motion if motion is custom: 1 is almost still, 100 is the highest published value.",
+        ),
+        number(
+            "noise_augmentation",
+            Keyframes.noise_augmentation,
+            "Noise added to the first frame, as a training step. Default (as released): 20. Higher values let the clip "
+            "depart further from it.",
+        ),
+        guidance("text_guidance", Keyframes.text_guidance, "How strongly the clip follows the prompt"),
+        guidance("image_guidance", Keyframes.image_guidance, "How strongly the clip follows the first frame"),
+    ]
+
+
+def gaps():
+    """Which gaps are filled, and how."""
+    return [
+        model("interpolation"),
+        positive(),
+        sequence("samples", "Keyframes, or a video that was interpolated before; at least 2 frames."),
+        io.Combo.Input(
+            "skip_frames",
+            options=["auto", *map(str, range(int(RANGES["skip_frames"][1]) + 1))],
+            default="auto",
+            tooltip="Frames missing per gap, as told to the U-Net. auto, as in the original: 3 between keyframes, 1 in "
+            "a video that was interpolated before.",
+        ),
+        guidance("guidance", Interpolation.guidance, "How strongly new frames follow the prompt and their neighbours"),
+    ]
+
+
+def sequence(id, tooltip):
+    return io.MultiType.Input(id, [sockets.KeyframeLatent, sockets.VideoLatent], tooltip=tooltip)
+
+
+def any_latent(id, tooltip):
+    return io.MultiType.Input(id, list(sockets.LATENTS.values()), tooltip=tooltip)
+
+
+def projection():
+    return io.Combo.Input(
+        "projection",
+        options=["base", "interpolation"],
+        default="base",
+        tooltip="Which projection follows the encoder. base: the original's choice for every stage; interpolation: the "
+        "one trained for Interpolate Frames.",
+    )
+
+
+def text_encoder():
+    return sockets.TextEncoder.Input("text_encoder", tooltip="The encoder from Load Text Encoder (Flan-UL2).")
+
+
+def image_movq():
+    return sockets.MoVQ.Input("movq", tooltip="The image MoVQ from Load MoVQ.")
+
+
+def preview_movq():
+    return sockets.MoVQ.Input(
+        "movq",
+        optional=True,
+        tooltip="The image MoVQ from Load MoVQ, for real images. If not connected, every latent pixel is shown as a "
+        "square in the colours of previews, which takes no time.",
+    )
+
+
+def tile_size():
+    return io.Int.Input(
+        "tile_size",
+        default=0,
+        min=0,
+        max=4096,
+        step=64,
+        optional=True,
+        advanced=True,
+        tooltip="Tile size in pixels: uses less memory; colours shift slightly (27 to 32 dB PSNR on the tiny model). "
+        "0 decodes whole. Tiling turns on automatically when memory runs out.",
     )

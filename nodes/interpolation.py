@@ -2,66 +2,21 @@
 
 from comfy_api.latest import io
 
-from ..kv_core.networks.interpolation_unet import SKIP_FRAMES
-from ..kv_core.sampling.diffusion import SeededNoise
-from . import sockets
-from .host import report, sampling
-from .inputs import (
-    FEWER_STEPS_BETWEEN,
-    guidance_input,
-    model_input,
-    negative_input,
-    positive_input,
-    sampler_input,
-    schedule_input,
-    seed_input,
-    sigmas_input,
-    steps_input,
-)
-from .lists import whole_numbers
+from ..kv_core.sampling.curves import whole_numbers
+from ..kv_core.sampling.settings import Interpolation, Run
+from . import inputs, sockets
+from .host import guiders, progress, sampling
 
-# As published: 3 between keyframes, 1 between frames that were interpolated already.
+# As in the original: 3 between keyframes, 1 between frames that were interpolated before.
 AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
 
-SCHEDULED = "guidance, over the gaps"
 
-
-def gap_inputs():
-    """What says which gaps are filled, and how; shared with the guider of this stage."""
-    return [
-        model_input("interpolation"),
-        positive_input(),
-        io.MultiType.Input(
-            "samples",
-            [sockets.KeyframeLatent, sockets.VideoLatent],
-            tooltip="Keyframes from Sample Keyframes, or a video that was interpolated already; at least 2 frames.",
-        ),
-        io.Combo.Input(
-            "skip_frames",
-            options=["auto", *map(str, range(SKIP_FRAMES))],
-            default="auto",
-            tooltip="How many frames the U-Net takes the gaps to leave out, 0 to 19. auto is as published: 3 "
-            "for keyframes, 1 for a video that was interpolated before.",
-        ),
-        guidance_input("guidance", 0.5, "How strongly new frames follow prompt and neighbours; 0: no guidance"),
-    ]
-
-
-def gaps_of(samples, skip_frames):
-    """The frames `[1, 4, F, h, w]` of keyframes or a video, and the frames that its gaps leave out."""
-    frames = sockets.samples_of(samples, "keyframes", "video", sampled=True, least=2)
-    return frames, AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
-
-
-def skip_of_gaps(text, count):
-    """What a text says of `count` gaps, as `[[skip, ...]]`; None where it is empty. Raises ValueError."""
-    skip = whole_numbers(text, "Interpolate Frames: in gaps", 0, SKIP_FRAMES - 1)
-    if skip and len(skip) != count:
-        raise ValueError(
-            f"Interpolate Frames: gaps has {len(skip)} numbers, but there are {count} gaps between {count + 1} frames: "
-            "write one number for each."
-        )
-    return [skip] if skip else None
+def settings(samples, skip_frames, gap_lengths="", **given):
+    """The frames `[1, 4, F, h, w]` of keyframes or a video, and what the inputs of their gaps come to."""
+    frames = sockets.samples_of(samples, "keyframes", "video", for_unet=True, least=2)
+    lengths = tuple(whole_numbers(gap_lengths, "gap_lengths", 0, 19))
+    same = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
+    return frames, Interpolation(lengths or same, **given)
 
 
 class Interpolate(io.ComfyNode):
@@ -70,27 +25,27 @@ class Interpolate(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoInterpolate",
             display_name="Interpolate Frames (U-Net3D)",
-            category="Kandinsky Video",
+            category=inputs.CATEGORY,
             description=(
-                "Puts three new frames between every two: k frames become 4k - 3, the given ones unchanged. Chain two "
-                "of these for the published high frame rate: 12, 45, 177 frames."
+                "Adds three new frames between every two: F frames become 4F - 3, the given ones unchanged. Chain two "
+                "of these for the high frame rate of the original: 12, 45, 177 frames."
             ),
             search_aliases=["kandinsky", "frame interpolation", "smooth", "morph", "in-between"],
             inputs=[
-                *gap_inputs(),
-                steps_input(10, FEWER_STEPS_BETWEEN),
-                seed_input(),
-                negative_input(),
-                sampler_input(),
-                sigmas_input("trailing"),
+                *inputs.gaps(),
+                inputs.steps(10, inputs.FEWER_STEPS_BETWEEN),
+                inputs.seed(),
+                inputs.negative(),
+                inputs.sampler(),
+                inputs.sigmas("trailing"),
                 io.String.Input(
-                    "gaps",
+                    "gap_lengths",
                     optional=True,
                     default="",
-                    tooltip="For frames at uneven distances: how many frames each gap leaves out, 0 to 19, such as "
-                    "3, 3, 7, 1, one number a gap. Empty: skip_frames counts for all.",
+                    tooltip="For frames that are unevenly spaced: frames missing in each gap, 0 to 19, one number per "
+                    "gap, such as 3, 3, 7, 1. Empty: skip_frames for every gap.",
                 ),
-                schedule_input(SCHEDULED),
+                inputs.curves("guidance, one value per gap"),
             ],
             outputs=[
                 sockets.VideoLatent.Output(
@@ -101,13 +56,10 @@ class Interpolate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, samples, skip_frames, guidance, steps, seed, negative=None, sampler=None, sigmas=None,
-        gaps="", schedule=(),
-    ) -> io.NodeOutput:  # fmt: skip
-        frames, skip = gaps_of(samples, skip_frames)
-        skip = skip_of_gaps(gaps, frames.shape[2] - 1) or skip
-        with report.measured("Interpolate Frames", samples) as history:
-            video = sampling.sample_interpolation(
-                model, positive, negative, frames, skip, guidance, steps, SeededNoise(seed), sampler, sigmas, schedule
-            )
-        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))
+        cls, model, positive, samples, steps, seed, negative=None, sampler=None, sigmas=None, **given
+    ) -> io.NodeOutput:
+        frames, gaps = settings(samples, **given)
+        guided = guiders.interpolation(model, guiders.Prompts(positive, negative), frames, gaps)
+        with progress.measured(guided.stage):
+            video = sampling.run(guided, Run(steps, seed, sampler=sampler, sigmas=sigmas))
+        return io.NodeOutput(sockets.interpolated(video, samples))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import sockets
+from . import inputs, sockets
 
 
 class ToLatent(io.ComfyNode):
@@ -10,15 +10,11 @@ class ToLatent(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="KandinskyVideoToLatent",
-            display_name="Kandinsky Video Latent to Latent",
-            category="Kandinsky Video",
-            description="Hands a latent to ComfyUI's own latent nodes: save, blend, batch, cut.",
+            display_name="Export Latent",
+            category=inputs.CATEGORY,
+            description="Passes a latent on to ComfyUI's own latent nodes: save, blend, batch, cut.",
             search_aliases=["kandinsky", "convert latent", "save latent", "batch latents"],
-            inputs=[
-                io.MultiType.Input(
-                    "samples", list(sockets.LATENTS.values()), tooltip="A first frame, keyframes or a video."
-                ),
-            ],
+            inputs=[inputs.any_latent("samples", "A first frame, keyframes or a video.")],
             outputs=[
                 io.Latent.Output(
                     "latent",
@@ -38,25 +34,25 @@ class FromLatent(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="KandinskyVideoFromLatent",
-            display_name="Latent to Kandinsky Video Latent",
-            category="Kandinsky Video",
+            display_name="Import Latent",
+            category=inputs.CATEGORY,
             description=(
-                "Takes a latent back from ComfyUI's own latent nodes. Two pictures joined and taken as keyframes "
-                "become a morph in Interpolate Frames."
+                "Takes a latent back from ComfyUI's own latent nodes. Two images joined and imported as keyframes make "
+                "a morph in Interpolate Frames."
             ),
             search_aliases=["kandinsky", "convert latent", "load latent", "morph"],
             inputs=[
                 io.Latent.Input(
                     "latent",
                     tooltip="A latent of a Kandinsky MoVQ: [1, 4, frames, h, w], or a batch whose items become frames. "
-                    "A mask in it is left out: it works on the latent of Keyframe Guider.",
+                    "A mask in it is dropped: connect masks to the latent of Keyframe Guider.",
                 ),
                 io.Combo.Input(
                     "kind",
                     options=list(sockets.LATENTS),
                     default="keyframes",
-                    tooltip="What its frames are, which decides where it can go: frame (one picture), keyframes (also "
-                    "several pictures joined) or video (frames that were interpolated).",
+                    tooltip="What its frames are, which decides where it can go: frame (one image), keyframes (also "
+                    "several images joined) or video (frames that were interpolated).",
                 ),
             ],
             outputs=[

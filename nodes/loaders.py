@@ -3,11 +3,8 @@
 from comfy_api.latest import io
 
 from . import sockets
-from .host import files, parts
-from .host import unets as model
-from .host import weights as storage
-
-CATEGORY = "Kandinsky Video"
+from .host import files, movq, text_encoder, unets, weights
+from .inputs import CATEGORY
 
 
 def file_input(id, category, preferred, tooltip):
@@ -15,7 +12,7 @@ def file_input(id, category, preferred, tooltip):
 
 
 def dtype_input(default, smaller=True):
-    options = [name for name in storage.WEIGHT_DTYPES if smaller or name not in storage.EIGHT_BIT]
+    options = [name for name in weights.WEIGHT_DTYPES if smaller or name not in weights.EIGHT_BIT]
     effect = "int8 and fp8 halve the memory of fp16 and bf16 and cost some quality, int8 less. " if smaller else ""
     return io.Combo.Input(
         "weight_dtype",
@@ -63,7 +60,7 @@ class UNetLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, unet_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(model.load_unet(files.path("diffusion_models", unet_name), weight_dtype))
+        return io.NodeOutput(unets.load_unet(files.path("diffusion_models", unet_name), weight_dtype))
 
 
 class TextEncoderLoader(io.ComfyNode):
@@ -108,7 +105,7 @@ class TextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder_name, projections_name, weight_dtype) -> io.NodeOutput:
         encoder, projections = (files.path("text_encoders", name) for name in (text_encoder_name, projections_name))
-        return io.NodeOutput(parts.load_text_encoder(encoder, projections, weight_dtype))
+        return io.NodeOutput(text_encoder.load_text_encoder(encoder, projections, weight_dtype))
 
 
 class MoVQLoader(io.ComfyNode):
@@ -138,7 +135,7 @@ class MoVQLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, movq_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(parts.load_movq(files.path("vae", movq_name), "image_movq", weight_dtype))
+        return io.NodeOutput(movq.load_movq(files.path("vae", movq_name), "image_movq", weight_dtype))
 
 
 class TemporalMoVQLoader(io.ComfyNode):
@@ -169,4 +166,4 @@ class TemporalMoVQLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, video_movq_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(parts.load_movq(files.path("vae", video_movq_name), "video_movq", weight_dtype))
+        return io.NodeOutput(movq.load_movq(files.path("vae", video_movq_name), "video_movq", weight_dtype))

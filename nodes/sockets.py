@@ -1,19 +1,21 @@
 """The pack's own sockets: what travels between its nodes, and the checks at every node's door.
 
 A latent is a dict like the host's LATENT: `samples` float `[1, 4, F, h, w]` (h, w = pixels / 8), and `kind`, which
-says what its frames are; a video also has `passes`, the number of interpolations that made it. `history` lists what
-the stages that made it took (see host/report.py).
+says what its frames are; keyframes and videos also have `frame_rate`, the pace that cutting, joining and interpolating
+keep.
 """
 
 import torch
 from comfy_api.latest import io
 from einops import rearrange
 
+from ..kv_core.sampling.frames import CLIP_SECONDS
+
 TextEncoder = io.Custom("KV_TEXT_ENCODER")
 MoVQ = io.Custom("KV_MOVQ")
 VideoMoVQ = io.Custom("KV_VIDEO_MOVQ")
 FrameConditions = io.Custom("KV_FRAME_CONDITIONS")  # a tuple of kv_core.sampling.frames.FrameCondition
-Schedule = io.Custom("KV_SCHEDULE")  # a tuple of kv_core.sampling.curves.Scheduled
+Curves = io.Custom("KV_CURVES")  # a tuple of kv_core.sampling.curves.ParameterCurve
 
 
 @io.comfytype(io_type="KV_FRAME_LATENT")
@@ -32,7 +34,7 @@ class KeyframeLatent(io.ComfyTypeIO):
 
 @io.comfytype(io_type="KV_VIDEO_LATENT")
 class VideoLatent(io.ComfyTypeIO):
-    """Interpolated frames: samples `[1, 4, 4F-3, h, w]`, and `passes`."""
+    """Interpolated frames: samples `[1, 4, 4F-3, h, w]`."""
 
     Type = dict
 
@@ -53,15 +55,28 @@ LATENT_CHANNELS = 4
 SIZE_STEP = 8  # the U-Nets halve height and width three times
 
 
-def latent(kind, samples, **more):
-    """Wraps samples `[1, 4, F, h, w]` as a latent of `kind`."""
-    return {"samples": samples, "kind": kind, **more}
+def latent(kind, samples, frame_rate=None):
+    """Wraps samples `[1, 4, F, h, w]` as a latent of `kind`; by default they play for CLIP_SECONDS."""
+    if kind == "frame":
+        return {"samples": samples, "kind": kind}
+    return {"samples": samples, "kind": kind, "frame_rate": frame_rate or samples.shape[2] / CLIP_SECONDS}
 
 
-def samples_of(latent, *kinds, sampled=False, least=1):
+def interpolated(samples, before):
+    """The latent of a video made of the latent `before`, which plays for as long."""
+    frames = before["samples"].shape[2]
+    return latent("video", samples, frame_rate_of(before) * samples.shape[2] / frames)
+
+
+def frame_rate_of(given):
+    """Frames per second at which keyframes or a video play."""
+    return given.get("frame_rate") or given["samples"].shape[2] / CLIP_SECONDS
+
+
+def samples_of(latent, *kinds, for_unet=False, least=1):
     """The samples of a latent, checked: of one of `kinds`, `least` frames or more.
 
-    With `sampled` its height and width must suit the U-Nets too.
+    With `for_unet` its height and width must suit the U-Nets too.
 
     Raises ValueError with one sentence: what came, what was expected, which node makes it.
     """
@@ -81,7 +96,7 @@ def samples_of(latent, *kinds, sampled=False, least=1):
     if samples.shape[2] < least:
         raise ValueError(f"Expected {wanted} with at least {least} frames, but got {samples.shape[2]}.")
     height, width = samples.shape[-2:]
-    if sampled and (height % SIZE_STEP or width % SIZE_STEP):
+    if for_unet and (height % SIZE_STEP or width % SIZE_STEP):
         raise ValueError(
             f"Expected {wanted} whose width and height are multiples of {8 * SIZE_STEP} pixels, but got "
             f"{8 * width}x{8 * height}: encode the image at such a size."
@@ -91,43 +106,27 @@ def samples_of(latent, *kinds, sampled=False, least=1):
     return samples
 
 
-def finite(tensor, part):
-    """The tensor a part made, as it is; raises ValueError where it is not finite.
-
-    These parts never compute in fp16, so that the numbers of the file itself, or as they are stored, are to blame.
-    """
-    if not torch.isfinite(tensor).all():
-        raise ValueError(
-            f"{part} gave NaN or infinite numbers: load it with weight dtype fp32, and if that gives them too, get its "
-            "damaged file again."
-        )
-    return tensor
-
-
-def to_latent(latent):
+def to_latent(given):
     """Any KV latent as the host's LATENT; the samples stay `[1, 4, F, h, w]`."""
-    return {**latent, "samples": samples_of(latent, *LATENTS)}
+    return {**given, "samples": samples_of(given, *LATENTS)}
 
 
-def from_latent(latent, kind):
+def from_latent(given, kind):
     """The host's LATENT as a KV latent of `kind`.
 
     Takes `[B, 4, F, h, w]` and `[B, 4, h, w]`: the host's batch nodes join on the first axis, so items of a batch
     become frames, in order.
     """
-    samples = latent["samples"]
+    samples = given["samples"]
     if samples.ndim == 4:
         samples = samples[:, :, None]
     if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
         raise ValueError(
             f"Expected a LATENT of {LATENT_CHANNELS} channels, [frames, {LATENT_CHANNELS}, h, w] or "
-            f"[1, {LATENT_CHANNELS}, frames, h, w], but got {list(latent['samples'].shape)}: only latents of a "
+            f"[1, {LATENT_CHANNELS}, frames, h, w], but got {list(given['samples'].shape)}: only latents of a "
             "Kandinsky MoVQ can be used here."
         )
     samples = rearrange(samples, "b c f h w -> 1 c (b f) h w")
     if kind == "frame" and samples.shape[2] != 1:
         raise ValueError(f"Expected one frame for kind 'frame', but got {samples.shape[2]}: choose 'keyframes'.")
-    more = {"passes": latent.get("passes", 1)} if kind == "video" else {}
-    if "history" in latent:
-        more["history"] = latent["history"]
-    return {"samples": samples, "kind": kind, **more}
+    return latent(kind, samples, given.get("frame_rate"))

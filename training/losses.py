@@ -23,7 +23,7 @@ def first_frame_loss(
     context, mask = without(text, null_embedding, chance(len(latents), drop_text, generator))
     noisy, noise, time = noised(latents, generator, towards_noise)
     nothing_given = noisy.new_zeros(len(noisy), 5, *noisy.shape[2:])
-    out = unet(torch.cat([noisy, nothing_given], dim=1), time, unet.read_text(context, mask), mode="image")
+    out = unet(torch.cat([noisy, nothing_given], dim=1), time, [Text.padded(context, mask)], mode="image")
     return noise_loss(out, noise, time, most_weight)
 
 
@@ -65,7 +65,7 @@ def keyframe_loss(
     out = unet(
         torch.cat([noisy, condition], dim=1),
         time,
-        unet.read_text(context, mask),
+        [Text.padded(context, mask)],
         motion_score=motion_score[:, None].to(latents.device),
         noise_augmentation=augmentation[:, None].to(latents.device),
     )
@@ -86,7 +86,7 @@ def interpolation_loss(unet, latents, text, null_embedding, skip_frames, generat
     out = unet(
         frames.between(given * kept[:, None, None, None, None], noisy),
         time,
-        unet.read_text(context, mask),
+        [Text.padded(context, mask)],
         temporal_mask=(~nothing).tolist(),
         skip_frames=skip_frames.to(latents.device),
         perturbation_time=torch.zeros_like(time),

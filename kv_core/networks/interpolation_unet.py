@@ -4,7 +4,7 @@ Arkhipkin et al. 2023, "FusionFrames: Efficient Architectural Aspects for Text-t
 all gaps of a clip are one batch, and the temporal layers run over the gaps.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.functional import silu
 
 from . import unet as layers
-from .attention import Attention, Reading, feed_forward
-from .norms import ConditionalGroupNorm, branch_rows, merge_weight, mixed, sum_rows
-from .unet import ALL_ON, NumberEmbedding, Off, Sizes, fold_time, sinusoidal, unfold_time
+from .attention import Attention, Text, feed_forward, split_rows
+from .norms import ConditionalGroupNorm, branch_rows, merge_weight, mix_, repeat_rows, sum_rows
+from .unet import NumberEmbedding, Sizes, fold_time, sinusoidal, unfold_time
 
-SKIP_FRAMES = 20  # rows in the table of frame gaps
+GAP_LENGTHS = 20  # rows in the table of how many frames a gap leaves out
 
 
 class TemporalAttentionBlock(nn.Module):
@@ -34,7 +34,7 @@ class TemporalAttentionBlock(nn.Module):
         self.feed_forward = feed_forward(channels, sizes.expansion_ratio, **factory)
 
     def forward(self, x, embedding, acting, options):
-        """Changes x, but for training; `acting` says in which branches."""
+        """Updates x in place (except in training) in the branches where `acting` is true."""
 
         def over_gaps(x, chosen):
             normed = self.in_norm(x, branch_rows(embedding, chosen, len(acting)))
@@ -45,21 +45,19 @@ class TemporalAttentionBlock(nn.Module):
         def fed(x, chosen):
             return self.feed_forward(self.out_norm(x, branch_rows(embedding, chosen, len(acting))))
 
-        x = mixed(x, over_gaps, self.temporal_merge1, acting)
-        return mixed(x, fed, self.temporal_merge2, acting)
+        x = mix_(x, over_gaps, self.temporal_merge1, acting)
+        return mix_(x, fed, self.temporal_merge2, acting)
 
 
 class Conditions(NamedTuple):
     """What every level of one call shares.
 
-    time `[b, T]`, behind the norms' SiLU; readings: of the text, an iterator over the blocks in the order of their use;
-    acting: of every branch, whether its temporal layers act; off; options.
+    time `[b, T]`, behind the norms' SiLU; texts; acting: of every branch, whether its temporal layers act; options.
     """
 
     time: torch.Tensor
-    readings: Iterator[tuple[Reading, ...]]
+    texts: tuple[Text, ...]
     acting: tuple[bool, ...]
-    off: Off
     options: object
 
 
@@ -90,66 +88,64 @@ class Level(layers.Level):
         return x
 
 
+@dataclass(frozen=True)
+class InterpolationSizes(Sizes):
+    """The four truth values say which of its optional parts a checkpoint has."""
+
+    num_channels: int = 20
+    out_channels: int = 12
+    add_temporal_attention: bool = True
+    use_perturbation_time_embed: bool = True
+    pass_skip_frames: bool = True
+    merge_perturbation_time_with_context: bool = False
+
+
 class InterpolationUNet(layers.UNet):
     """Predicts the velocity of the three frames in every gap.
 
-    The defaults are the published sizes, `sizes` the fields of layers.Sizes. The four options say which of its
-    optional parts a checkpoint has.
+    `sizes`: of InterpolationSizes, whose defaults are the published ones.
     """
 
-    def __init__(
-        self,
-        num_channels=20,
-        out_channels=12,
-        add_temporal_attention=True,
-        use_perturbation_time_embed=True,
-        pass_skip_frames=True,
-        merge_perturbation_time_with_context=False,
-        *,
-        operations,
-        dtype=None,
-        device=None,
-        **sizes,
-    ):
-        sizes = Sizes(**sizes)
+    def __init__(self, *, operations, dtype=None, device=None, **sizes):
+        sizes = InterpolationSizes(**sizes)
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        level = partial(Level, temporal_attention=add_temporal_attention)
-        super().__init__(level, num_channels, out_channels, sizes, **factory)
+        super().__init__(partial(Level, temporal_attention=sizes.add_temporal_attention), sizes, **factory)
         self.perturbation_to_time_embed = self.time_embed_merge = None
-        if use_perturbation_time_embed:
+        if sizes.use_perturbation_time_embed:
             self.time_embed_merge = merge_weight(dtype, device)
             self.perturbation_to_time_embed = NumberEmbedding(sizes.init_channels, sizes.time_embed_dim, **factory)
         self.skip_embeddings = self.skip_merge = None
-        if pass_skip_frames:
+        if sizes.pass_skip_frames:
             self.skip_merge = merge_weight(dtype, device)
-            self.skip_embeddings = operations.Embedding(SKIP_FRAMES, sizes.time_embed_dim, dtype=dtype, device=device)
-        self.time_embed_context_merge = merge_weight(dtype, device) if merge_perturbation_time_with_context else None
+            self.skip_embeddings = operations.Embedding(GAP_LENGTHS, sizes.time_embed_dim, dtype=dtype, device=device)
+        self.time_embed_context_merge = None
+        if sizes.merge_perturbation_time_with_context:
+            self.time_embed_context_merge = merge_weight(dtype, device)
 
-    def read_text(self, context, mask, perturbation_time=None):
-        """As UNet's; perturbation_time `[b]`, left out 0, is for checkpoints that add it to the text."""
-        if self.time_embed_context_merge is not None:
-            perturbation_time = context.new_zeros(1) if perturbation_time is None else perturbation_time
-            shift = sinusoidal(perturbation_time, self.context_dim, context.dtype)
-            context = context + self.time_embed_context_merge.to(context) * shift[:, None]
-        return super().read_text(context, mask)
-
-    def forward(
-        self, x, time, text, *, temporal_mask, skip_frames=None, perturbation_time=None, off=ALL_ON, options=None
-    ):
+    def forward(self, x, time, texts, *, temporal_mask, skip_frames=None, perturbation_time=None, options=None):
         """Predicts the velocity of the middle frames.
 
-        x `[b, 20, g, h, w]`, g gaps: left frame 4, three frames 3x4, right frame 4. time `[b]`: timesteps. text: what
-        `read_text` made of the branches' texts. skip_frames `[b]` (0..19) and perturbation_time `[b]` are needed where
-        the checkpoint has their embeddings. Each of these may also have one row a gap, `[b g, ...]`. temporal_mask: b
-        truth values, whether the temporal layers act; they do not in an unconditional branch. off: what is left out.
-        `options` reaches the attention call. Returns `[b, 12, g, h, w]`.
+        x `[b, 20, g, h, w]`, g gaps: left frame 4, three frames 3x4, right frame 4. time `[b]`: timesteps. texts: the
+        branches' Texts in order, b rows in all or, where the text changes over the gaps, b g. skip_frames `[b]` (0..19)
+        or `[b g]`, and perturbation_time `[b]`, are needed where the checkpoint has their embeddings. temporal_mask: b
+        truth values, whether the temporal layers act; they do not in an unconditional branch. `options` reaches the
+        attention call. Returns `[b, 12, g, h, w]`.
         """
-        time_embed = self._time_embed(time, skip_frames, perturbation_time, x.dtype)
-        conditions = Conditions(
-            time=silu(self.time_and_text(time_embed, text, off)), readings=iter(text.readings),
-            acting=tuple(bool(acts) and not off.temporal for acts in temporal_mask), off=off, options=options,
-        )  # fmt: skip
+        if self.time_embed_context_merge is not None:
+            texts = self._perturbed(texts, perturbation_time)
+        time_embed = self.feature_pooling(self._time_embed(time, skip_frames, perturbation_time, x.dtype), texts)
+        conditions = Conditions(silu(time_embed), texts, tuple(map(bool, temporal_mask)), options)
         return unfold_time(self.run_levels(self.in_layer(fold_time(x)), conditions), x.shape[0])
+
+    def _perturbed(self, texts, time):
+        """The texts with a share of the perturbation time's sinusoids `[b, d]` added to every token."""
+        like = texts[0].tokens
+        shift = self.time_embed_context_merge.to(like) * sinusoidal(time, self.context_dim, like.dtype)
+        rows = max(len(shift), sum(len(text.tokens) for text in texts))
+        return tuple(
+            text._replace(tokens=text.tokens + part[:, None], mean=text.mean + part[:, None])
+            for text, part in zip(texts, split_rows(repeat_rows(shift, rows), texts))
+        )
 
     def _time_embed(self, time, skip_frames, perturbation_time, dtype):
         embedding = self.to_time_embed(time, dtype)

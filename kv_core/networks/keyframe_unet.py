@@ -4,7 +4,7 @@ Arkhipkin et al. 2023, "FusionFrames: Efficient Architectural Aspects for Text-t
 Kandinsky 3's text-to-image U-Net with temporal convolutions and temporal attention between its blocks.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import silu
 
 from . import unet as layers
-from .attention import Attention, Reading, feed_forward
-from .norms import Activation, ConditionalGroupNorm, added, repeat_rows
-from .unet import ALL_ON, NumberEmbedding, Off, Sizes, fold_time, unfold_time
+from .attention import Attention, Text, feed_forward
+from .norms import Activation, ConditionalGroupNorm, add_, repeat_rows
+from .unet import NumberEmbedding, Sizes, fold_time, unfold_time
 
 
 class TemporalResNetBlock(nn.Module):
@@ -47,7 +47,7 @@ class TemporalResNetBlock(nn.Module):
                 out = convolution(out[:, :, None])[:, :, 0]
             else:
                 out = fold_time(convolution(unfold_time(out, branches)))
-        return added(out, x)
+        return add_(out, x)
 
 
 class TemporalAttentionBlock(nn.Module):
@@ -64,21 +64,20 @@ class TemporalAttentionBlock(nn.Module):
         tokens = rearrange(self.temporal_norm(x, embedding), "(b t) c h w -> (b h w) t c", b=branches)
         out = self.temporal_attention(tokens, tokens, options=options)
         x = x + rearrange(out, "(b h w) t c -> (b t) c h w", b=branches, h=x.shape[2])
-        return added(self.feed_forward(self.ff_norm(x, embedding)), x)
+        return add_(self.feed_forward(self.ff_norm(x, embedding)), x)
 
 
 class Conditions(NamedTuple):
     """What every level of one call shares.
 
-    time `[b, T]`; temporal `[b t, T]`, None where no layer acts over time, both behind the norms' SiLU; readings: of
-    the text, an iterator over the blocks in the order of their use; branches b; off; options.
+    time `[b, T]` and temporal `[b t, T]`, None where no layer acts over time, both behind the norms' SiLU; texts;
+    branches b; options.
     """
 
     time: torch.Tensor
     temporal: torch.Tensor | None
-    readings: Iterator[tuple[Reading, ...]]
+    texts: tuple[Text, ...]
     branches: int
-    off: Off
     options: object
 
 
@@ -118,61 +117,53 @@ class Level(layers.Level):
         return x if c.temporal is None else block(x, c.temporal, c.branches)
 
 
+@dataclass(frozen=True)
+class KeyframeSizes(Sizes):
+    """noise_augmentation and motion_score: whether the checkpoint has embeddings for them."""
+
+    num_channels: int = 9
+    out_channels: int = 4
+    noise_augmentation: bool = True
+    motion_score: bool = True
+
+
 class KeyframeUNet(layers.UNet):
     """Predicts the noise in the first frame (mode "image") or in all keyframes at once (mode "video").
 
-    The defaults are the published sizes, `sizes` the fields of layers.Sizes. `noise_augmentation` and `motion_score`
-    say whether the checkpoint has embeddings for them.
+    `sizes`: of KeyframeSizes, whose defaults are the published ones.
     """
 
-    def __init__(
-        self,
-        num_channels=9,
-        out_channels=4,
-        noise_augmentation=True,
-        motion_score=True,
-        *,
-        operations,
-        dtype=None,
-        device=None,
-        **sizes,
-    ):
-        sizes = Sizes(**sizes)
+    def __init__(self, *, operations, dtype=None, device=None, **sizes):
+        sizes = KeyframeSizes(**sizes)
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        super().__init__(Level, num_channels, out_channels, sizes, **factory)
+        super().__init__(Level, sizes, **factory)
 
         def embedding():
             return NumberEmbedding(sizes.init_channels, sizes.time_embed_dim, **factory)
 
         self.image_in_layer = operations.Conv2d(
-            num_channels, sizes.init_channels, 3, padding=1, dtype=dtype, device=device
+            sizes.num_channels, sizes.init_channels, 3, padding=1, dtype=dtype, device=device
         )
         self.to_temporal_embed = embedding()
-        self.temporal_noise_aug_time_encoding = embedding() if noise_augmentation else None
-        self.temporal_motion_score_encoding = embedding() if motion_score else None
+        self.temporal_noise_aug_time_encoding = embedding() if sizes.noise_augmentation else None
+        self.temporal_motion_score_encoding = embedding() if sizes.motion_score else None
 
-    def forward(
-        self, x, time, text, *, mode="video", motion_score=None, noise_augmentation=None, off=ALL_ON, options=None
-    ):
+    def forward(self, x, time, texts, *, mode="video", motion_score=None, noise_augmentation=None, options=None):
         """Predicts the noise of `x`.
 
         x `[b, 9, t, h, w]`: noisy latent 4, condition latent 4, condition mask 1; h and w divisible by 2 once for
-        every level but the last. time `[b]`: timesteps. text: what `read_text` made of the branches' texts. Time and
-        text may also have one row a frame, `[b t, ...]`. motion_score and noise_augmentation `[b, t]`
-        or `[b, 1]`, used in mode "video" where the checkpoint has them. off: what is left out. `options` reaches the
-        attention call. Returns `[b, 4, t, h, w]`.
+        every level but the last. time `[b]`: timesteps. texts: the branches' Texts in order, b rows in all or, where
+        the text changes over the frames, b t. motion_score and noise_augmentation `[b, t]` or `[b, 1]`, used in mode
+        "video" where the checkpoint has them. `options` reaches the attention call. Returns `[b, 4, t, h, w]`.
         """
         branches, _, frames, _, _ = x.shape
         if mode == "image" and frames != 1:
             raise ValueError(f"image mode draws one frame a branch, but the latent holds {frames}.")
-        time_embed = self.time_and_text(self.to_time_embed(time, x.dtype), text, off)
+        time_embed = self.feature_pooling(self.to_time_embed(time, x.dtype), texts)
         temporal = None
-        if mode == "video" and not off.temporal:
+        if mode == "video":
             temporal = silu(self._temporal_embed(time_embed, branches, frames, motion_score, noise_augmentation))
-        conditions = Conditions(
-            time=silu(time_embed), temporal=temporal, readings=iter(text.readings), branches=branches, off=off,
-            options=options,
-        )  # fmt: skip
+        conditions = Conditions(silu(time_embed), temporal, texts, branches, options)
         in_layer = self.in_layer if mode == "video" else self.image_in_layer
         return unfold_time(self.run_levels(in_layer(fold_time(x)), conditions), branches)
 

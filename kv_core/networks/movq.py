@@ -5,12 +5,14 @@ conditional normalisation); Arkhipkin et al. 2023, "FusionFrames", section 3 (te
 the latents are continuous and unscaled.
 """
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn.functional import interpolate, pad
 
-from .norms import activated, added, merge_weight, mixed
+from .norms import add_, merge_weight, mix_, silu_
 
 NORM_GROUPS = 32
 
@@ -78,17 +80,17 @@ class ResNetBlock(nn.Module):
             self.temporal_merge2 = merge_weight(**weights)
 
     def forward(self, x, z=None):
-        h = self.conv1(activated(self.norm1(x, z)))
+        h = self.conv1(silu_(self.norm1(x, z)))
         h = self._over_time(h, self.temporal_projection1, self.temporal_merge1)
-        h = self.conv2(activated(self.norm2(h, z)))
+        h = self.conv2(silu_(self.norm2(h, z)))
         h = self._over_time(h, self.temporal_projection2, self.temporal_merge2)
-        return added(h, self.nin_shortcut(x) if self.nin_shortcut else x)
+        return add_(h, self.nin_shortcut(x) if self.nin_shortcut else x)
 
     def _over_time(self, h, projection, merge):
         def mix(h, chosen):
             return rearrange(_over_chunk(projection, rearrange(h, "t c h w -> 1 c t h w")), "1 c t h w -> t c h w")
 
-        return h if projection is None else mixed(h, mix, merge, (True,))
+        return h if projection is None else mix_(h, mix, merge, (True,))
 
 
 class AttentionBlock(nn.Module):
@@ -111,7 +113,7 @@ class AttentionBlock(nn.Module):
         pattern = "(h w) t c" if self.temporal else "t (h w) c"
         q, k, v = (rearrange(conv(normed), f"t c h w -> {pattern}") for conv in (self.q, self.k, self.v))
         out = rearrange(self.attend(q, k, v, 1), f"{pattern} -> t c h w", t=x.shape[0], h=x.shape[2])
-        return added(x, self.proj_out(out))  # x comes from a block, and is kept by nobody
+        return add_(x, self.proj_out(out))  # x comes from a block, and is kept by nobody
 
 
 class Downsample(nn.Module):
@@ -176,20 +178,20 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, ch, ch_mult, num_res_blocks, z_channels, in_channels, **factory):
+    def __init__(self, sizes, **factory):
         super().__init__()
         ops, weights = factory["operations"], {"dtype": factory["dtype"], "device": factory["device"]}
-        widths = [ch, *(ch * mult for mult in ch_mult)]
-        deepest = len(ch_mult) - 1
-        self.conv_in = ops.Conv2d(in_channels, ch, 3, padding=1, **weights)
+        widths = [sizes.ch, *(sizes.ch * mult for mult in sizes.ch_mult)]
+        deepest = len(sizes.ch_mult) - 1
+        self.conv_in = ops.Conv2d(sizes.in_channels, sizes.ch, 3, padding=1, **weights)
         self.down = nn.ModuleList()
         for i, (ins, outs) in enumerate(zip(widths, widths[1:])):
-            level = Level(ins, outs, num_res_blocks, i == deepest, **factory)
+            level = Level(ins, outs, sizes.num_res_blocks, i == deepest, **factory)
             level.downsample = Downsample(outs, **factory) if i < deepest else None
             self.down.append(level)
         self.mid = Middle(widths[-1], **factory)
         self.norm_out = Norm(widths[-1], **factory)
-        self.conv_out = ops.Conv2d(widths[-1], z_channels, 3, padding=1, **weights)
+        self.conv_out = ops.Conv2d(widths[-1], sizes.z_channels, 3, padding=1, **weights)
 
     def forward(self, x):
         x = self.conv_in(x)
@@ -197,24 +199,24 @@ class Encoder(nn.Module):
             x = level(x)
             if level.downsample:
                 x = level.downsample(x)
-        return self.conv_out(activated(self.norm_out(self.mid(x))))
+        return self.conv_out(silu_(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
-    def __init__(self, ch, ch_mult, num_res_blocks, z_channels, out_ch, temporal, flicker, **factory):
+    def __init__(self, sizes, **factory):
         super().__init__()
         ops, weights = factory["operations"], {"dtype": factory["dtype"], "device": factory["device"]}
-        outs = [ch * mult for mult in ch_mult]
-        deepest = len(ch_mult) - 1
+        outs, z_channels = [sizes.ch * mult for mult in sizes.ch_mult], sizes.z_channels
+        deepest, temporal = len(sizes.ch_mult) - 1, sizes.temporal
         self.conv_in = ops.Conv2d(z_channels, outs[-1], 3, padding=1, **weights)
-        self.mid = Middle(outs[-1], z_channels, temporal, flicker, **factory)
+        self.mid = Middle(outs[-1], z_channels, temporal, sizes.flicker_augmentation, **factory)
         self.up = nn.ModuleList()
         for i, (ins, out) in enumerate(zip([*outs[1:], outs[-1]], outs)):
-            level = Level(ins, out, num_res_blocks + 1, i == deepest, z_channels, temporal, **factory)
+            level = Level(ins, out, sizes.num_res_blocks + 1, i == deepest, z_channels, temporal, **factory)
             level.upsample = Upsample(out, **factory) if i else None
             self.up.append(level)
-        self.norm_out = Norm(ch * ch_mult[0], z_channels, **factory)
-        self.conv_out = ops.Conv2d(ch * ch_mult[0], out_ch, 3, padding=1, **weights)
+        self.norm_out = Norm(outs[0], z_channels, **factory)
+        self.conv_out = ops.Conv2d(outs[0], sizes.out_ch, 3, padding=1, **weights)
 
     def forward(self, x, z):
         x = self.mid(self.conv_in(x), z)
@@ -222,38 +224,35 @@ class Decoder(nn.Module):
             x = level(x, z)
             if level.upsample:
                 x = level.upsample(x)
-        return self.conv_out(activated(self.norm_out(x, z)))
+        return self.conv_out(silu_(self.norm_out(x, z)))
+
+
+@dataclass(frozen=True)
+class MoVQSizes:
+    """The defaults are the published sizes. temporal: whether this is the video decoder, whose batch is the frames of
+    one chunk; flicker_augmentation: whether the file holds a layer used in training.
+    """
+
+    ch: int = 256
+    ch_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    in_channels: int = 3
+    out_ch: int = 3
+    temporal: bool = False
+    flicker_augmentation: bool = False
 
 
 class MoVQ(nn.Module):
-    """Encoder and decoder; `temporal` gives the video decoder, whose batch is the frames of one chunk.
+    """Encoder and decoder; `sizes`: of MoVQSizes."""
 
-    The defaults are the published sizes; `flicker_augmentation` says that the file holds a layer used in training.
-    """
-
-    def __init__(
-        self,
-        ch=256,
-        ch_mult=(1, 2, 2, 4),
-        num_res_blocks=2,
-        z_channels=4,
-        in_channels=3,
-        out_ch=3,
-        temporal=False,
-        flicker_augmentation=False,
-        *,
-        operations,
-        dtype=None,
-        device=None,
-    ):
+    def __init__(self, *, operations, dtype=None, device=None, **sizes):
         super().__init__()
+        sizes = MoVQSizes(**sizes)
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        self.encoder = Encoder(ch, ch_mult, num_res_blocks, z_channels, in_channels, **factory)
-        self.decoder = Decoder(
-            ch, ch_mult, num_res_blocks, z_channels, out_ch, temporal, flicker_augmentation, **factory
-        )
-        self.quant_conv = operations.Conv2d(z_channels, z_channels, 1, dtype=dtype, device=device)
-        self.post_quant_conv = operations.Conv2d(z_channels, z_channels, 1, dtype=dtype, device=device)
+        self.encoder, self.decoder = Encoder(sizes, **factory), Decoder(sizes, **factory)
+        self.quant_conv = operations.Conv2d(sizes.z_channels, sizes.z_channels, 1, dtype=dtype, device=device)
+        self.post_quant_conv = operations.Conv2d(sizes.z_channels, sizes.z_channels, 1, dtype=dtype, device=device)
 
     def encode(self, pixels):
         """Pixels `[b, 3, H, W]` in [-1, 1], H and W multiples of 8 -> latents `[b, 4, H/8, W/8]`."""

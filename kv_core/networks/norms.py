@@ -1,6 +1,7 @@
-"""Normalisation, activation and blends in as few passes over a feature map as they take.
+"""Normalisation, activation and blends in as few passes over a feature map as possible.
 
-Where a function says that nobody else needs its map, it changes the map in place, but not while gradients are recorded.
+Functions whose names end in an underscore may overwrite their first argument, as torch's do, and return the result.
+While gradients are recorded they leave it alone.
 """
 
 from itertools import groupby
@@ -38,21 +39,21 @@ def modulated_group_norm(x, groups, scale, shift, eps=1e-5):
     return group_norm(beside, rows * groups, scale.flatten(), shift.flatten(), eps).view(x.shape)
 
 
-def activated(x):
-    """SiLU of a map that nobody else needs."""
+def silu_(x):
+    """SiLU."""
     return silu(x, inplace=not torch.is_grad_enabled())
 
 
-def added(x, change):
-    """x + change for a map x that nobody else needs."""
+def add_(x, change):
+    """x + change."""
     return x + change if torch.is_grad_enabled() else x.add_(change)
 
 
-def mixed(x, mix, merge, acting):
-    """x + merge (mix(x) - x) in the branches that are `acting`, a truth value for each; x elsewhere.
+def mix_(x, mix, merge, acting):
+    """x + merge (mix(x) - x) in the branches where `acting`, one truth value a branch, holds; x in the others.
 
-    x is a map that nobody else needs; mix(maps, chosen) gives the other maps of the branches `chosen`, a slice. What
-    would not act is not computed, but for training.
+    mix(maps, chosen) gives the maps to blend in for the branches `chosen`, a slice. Branches that do not act are not
+    computed, except in training.
     """
     share, count = merge.to(x), len(acting)
     if torch.is_grad_enabled():
@@ -73,10 +74,10 @@ def merge_weight(dtype, device):
 
 
 class Activation(nn.Module):
-    """`activated` as a layer."""
+    """`silu_` as a layer."""
 
     def forward(self, x):
-        return activated(x)
+        return silu_(x)
 
 
 class ConditionalGroupNorm(nn.Module):

@@ -4,6 +4,7 @@ Tay et al. 2022, "UL2: Unifying Language Learning Paradigms"; the layers are tra
 weight-bearing layers replaced, so that a host can stream or patch them.
 """
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,37 +56,27 @@ def _replace_layers(module, **factory):
             setattr(module, name, replacement)
 
 
-class TextEncoder(nn.Module):
-    """The T5 encoder with gated SiLU; keys as transformers' T5EncoderModel has them. The defaults are Flan-UL2's."""
+@dataclass(frozen=True)
+class TextEncoderSizes:
+    """The sizes of a T5 encoder, as transformers names them; the defaults are Flan-UL2's."""
 
-    def __init__(
-        self,
-        d_model=4096,
-        d_kv=256,
-        d_ff=16384,
-        num_heads=16,
-        num_layers=32,
-        vocab_size=32128,
-        relative_attention_num_buckets=32,
-        relative_attention_max_distance=128,
-        *,
-        operations,
-        dtype=None,
-        device=None,
-    ):
+    d_model: int = 4096
+    d_kv: int = 256
+    d_ff: int = 16384
+    num_heads: int = 16
+    num_layers: int = 32
+    vocab_size: int = 32128
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+
+
+class TextEncoder(nn.Module):
+    """The T5 encoder with gated SiLU; keys as transformers' T5EncoderModel has them. `sizes`: of TextEncoderSizes."""
+
+    def __init__(self, *, operations, dtype=None, device=None, **sizes):
         super().__init__()
-        config = T5Config(
-            d_model=d_model,
-            d_kv=d_kv,
-            d_ff=d_ff,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            vocab_size=vocab_size,
-            relative_attention_num_buckets=relative_attention_num_buckets,
-            relative_attention_max_distance=relative_attention_max_distance,
-            feed_forward_proj="gated-silu",
-            dropout_rate=0.0,
-        )
+        sizes = TextEncoderSizes(**sizes)
+        config = T5Config(**asdict(sizes), feed_forward_proj="gated-silu", dropout_rate=0.0)
         # Other attention kernels want the position bias, stored in the weights' type, in the activations' type.
         config._attn_implementation = "eager"
         factory = {"operations": operations, "dtype": dtype, "device": device}
@@ -94,7 +85,7 @@ class TextEncoder(nn.Module):
         self.encoder = skeleton.encoder
         self.encoder.set_input_embeddings(None)  # it is handed embeddings instead
         _replace_layers(self.encoder, **factory)
-        self.shared = operations.Embedding(vocab_size, d_model, dtype=dtype, device=device)
+        self.shared = operations.Embedding(sizes.vocab_size, sizes.d_model, dtype=dtype, device=device)
 
     def forward(self, input_ids, attention_mask, dtype=torch.float32):
         """Token ids and mask `[b, n]` -> the last hidden state `[b, n, d_model]`, computed in `dtype`."""

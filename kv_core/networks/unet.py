@@ -8,19 +8,21 @@ Every class takes `operations` (see operations.py) and the `dtype` and `device` 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from .attention import AttentionPooling, CrossAttentionBlock, SelfAttentionBlock, read_text
-from .norms import Activation, ConditionalGroupNorm, activated, added, merge_weight, mixed
+from .attention import AttentionPooling, CrossAttentionBlock, SelfAttentionBlock
+from .norms import Activation, ConditionalGroupNorm, add_, merge_weight, mix_, silu_
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes both U-Nets share; the defaults are the published ones, the tuples run from the outermost level."""
+    """The sizes both U-Nets share; the defaults are the published ones, the tuples run from the outermost level.
+
+    Each U-Net adds its own, num_channels in and out_channels out among them.
+    """
 
     model_channels: int = 384
     init_channels: int = 192
@@ -34,22 +36,6 @@ class Sizes:
     num_blocks: tuple[int, ...] = (3, 3, 3, 3)
     add_cross_attention: tuple[bool, ...] = (False, True, True, True)
     add_self_attention: tuple[bool, ...] = (False, True, True, True)
-
-
-class Off(NamedTuple):
-    """What a forward pass leaves out, to see what it does; by default nothing.
-
-    temporal: all layers over time. pooling: the text's summary in the time embedding. self_attention and
-    cross_attention: the numbers of levels, down and up, whose attention adds nothing; their feed-forward stays.
-    """
-
-    temporal: bool = False
-    pooling: bool = False
-    self_attention: tuple[int, ...] = ()
-    cross_attention: tuple[int, ...] = ()
-
-
-ALL_ON = Off()
 
 
 def sinusoidal(values, dim, dtype):
@@ -94,7 +80,7 @@ class TemporalMix(nn.Module):
         def over_time(x, chosen):
             return fold_time(self.temporal_projection(unfold_time(x, chosen.stop - chosen.start)))
 
-        return mixed(x, over_time, self.temporal_merge, acting)
+        return mix_(x, over_time, self.temporal_merge, acting)
 
 
 def unfold_time(x, branches):
@@ -120,7 +106,7 @@ class Block(nn.Module):
         self.down_sample = ops.Conv2d(out_channels, out_channels, 2, 2, **weights) if sample == "down" else None
 
     def forward(self, x, embedding, acting=None):
-        x = activated(self.group_norm(x, embedding))
+        x = silu_(self.group_norm(x, embedding))
         if self.up_sample:
             x = self.up_sample(x)
         x = self.projection(x)
@@ -161,21 +147,17 @@ class ResNetBlock(nn.Module):
             out = block(out, embedding, acting)
         for name in self.shortcut_names:
             x = getattr(self, name)(x)
-        return added(out, x)
+        return add_(out, x)
 
 
 class Level(nn.Module):
     """One resolution: residual blocks with cross-attention between them, self-attention at the outer end.
 
-    `widths` are the (in, middle, out) channels of its blocks; `number` counts levels from the outermost, 0. Subclasses
-    add what acts over time.
+    `widths` are the (in, middle, out) channels of its blocks. Subclasses add what acts over time.
     """
 
-    def __init__(
-        self, widths, sizes, *, number, up, resample, cross_attention, self_attention, temporal_mix=False, **factory
-    ):
+    def __init__(self, widths, sizes, *, up, resample, cross_attention, self_attention, temporal_mix=False, **factory):
         super().__init__()
-        self.number = number
         self.up = up
         self.attention_width = widths[-1][2] if up else widths[0][0]
         self.self_attention_block = (
@@ -193,35 +175,30 @@ class Level(nn.Module):
             self.resnet_attn_blocks.append(block)
 
     def attend_to_self(self, x, c):
-        """Self-attention where the level has it; c: time, off and options."""
-        if self.self_attention_block is None:
-            return x
-        return self.self_attention_block(x, c.time, c.options, attend=self.number not in c.off.self_attention)
+        """Self-attention where the level has it; c: time and options."""
+        return self.self_attention_block(x, c.time, c.options) if self.self_attention_block else x
 
     def attend_to_text(self, block, x, c):
-        """A block's cross-attention where it has any; c: time, readings, off and options."""
-        if "1" not in block:
-            return x
-        attend = self.number not in c.off.cross_attention
-        return block["1"](x, c.time, next(c.readings), c.options, attend=attend)
+        """A block's cross-attention where it has any; c: time, texts and options."""
+        return block["1"](x, c.time, c.texts, c.options) if "1" in block else x
 
 
 class UNet(nn.Module):
     """What both U-Nets have in common; `level` is the subclass of Level they are made of."""
 
-    def __init__(self, level, num_channels, out_channels, sizes, **factory):
+    def __init__(self, level, sizes, **factory):
         super().__init__()
         ops, weights = factory["operations"], {"dtype": factory["dtype"], "device": factory["device"]}
         self.context_dim = sizes.context_dim
         self.to_time_embed = NumberEmbedding(sizes.init_channels, sizes.time_embed_dim, **factory)
         self.feature_pooling = AttentionPooling(sizes.time_embed_dim, sizes.context_dim, sizes.head_dim, **factory)
-        self.in_layer = ops.Conv2d(num_channels, sizes.init_channels, 3, padding=1, **weights)
+        self.in_layer = ops.Conv2d(sizes.num_channels, sizes.init_channels, 3, padding=1, **weights)
         self.down_samples, self.up_samples = nn.ModuleList(), nn.ModuleList()
         deepest = len(sizes.dim_mult) - 1
         channels = [sizes.init_channels, *(sizes.model_channels * mult for mult in sizes.dim_mult)]
         for i, blocks in enumerate(sizes.num_blocks):
             outer, inner = channels[i], channels[i + 1]
-            kind = {"number": i, "resample": i < deepest, "cross_attention": sizes.add_cross_attention[i],
+            kind = {"resample": i < deepest, "cross_attention": sizes.add_cross_attention[i],
                     "self_attention": sizes.add_self_attention[i], **factory}  # fmt: skip
             down = [(outer, inner, inner)] + [(inner, inner, inner)] * (blocks - 1)
             self.down_samples.append(level(down, sizes, up=False, **kind))
@@ -232,18 +209,8 @@ class UNet(nn.Module):
         self.out_layer = nn.Sequential(
             ops.GroupNorm(sizes.groups, sizes.init_channels, **weights),
             Activation(),
-            ops.Conv2d(sizes.init_channels, out_channels, 3, padding=1, **weights),
+            ops.Conv2d(sizes.init_channels, sizes.out_channels, 3, padding=1, **weights),
         )
-
-    def read_text(self, context, mask):
-        """The Text, for all steps, of a context `[b, n, d]` and its mask `[b, n]` (nonzero: a real token)."""
-        levels = [*self.down_samples, *self.up_samples]
-        blocks = [block["1"] for level in levels for block in level.resnet_attn_blocks if "1" in block]
-        return read_text(self.feature_pooling, blocks, context, mask)
-
-    def time_and_text(self, time_embed, text, off):
-        """The embedding `[b or rows, T]` of time and, but for `off`, of the Text's summary."""
-        return time_embed if off.pooling else self.feature_pooling(time_embed, text.summary)
 
     def run_levels(self, x, conditions):
         """Down, up and out: `[b t, init, h, w]` -> `[b t, out, h, w]`; `conditions` go to every level."""

@@ -3,9 +3,7 @@
 from comfy_api.latest import io
 
 from ...kv_core.sampling.frames import cross_fade
-from .. import sockets
-from ..host import report
-from ..inputs import EXPERIMENTS
+from .. import inputs, sockets
 
 
 class CrossFade(io.ComfyNode):
@@ -14,31 +12,27 @@ class CrossFade(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoCrossFade",
             display_name="Cross-Fade Frames",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "Puts three frames between every two that fade from one to the other, without any model: what "
-                "Interpolate Frames is to be compared with. It has the same number of frames, 4k - 3 of k."
+                "Adds three frames between every two that fade from one to the other, without a model: the baseline "
+                "for Interpolate Frames. F frames become 4F - 3, as there."
             ),
             search_aliases=["kandinsky", "blend frames", "linear interpolation", "baseline"],
             inputs=[
-                io.MultiType.Input(
-                    "samples",
-                    [sockets.KeyframeLatent, sockets.VideoLatent],
-                    tooltip="Keyframes, or a video that was interpolated or faded already; at least 2 frames.",
+                inputs.sequence(
+                    "samples", "Keyframes, or a video that was interpolated or faded before; at least 2 frames."
                 ),
             ],
             outputs=[
                 sockets.VideoLatent.Output(
                     "video",
-                    tooltip="All frames in order, latent [1, 4, 4F - 3, h, w]; between two frames lie 3/4, 2/4 and "
-                    "1/4 of the left one with the rest of the right one.",
+                    tooltip="All frames in order, latent [1, 4, 4F - 3, h, w]. The three new frames hold 3/4, 2/4 and "
+                    "1/4 of the left frame and the rest of the right one.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, samples) -> io.NodeOutput:
-        frames = sockets.samples_of(samples, "keyframes", "video", least=2)
-        with report.measured("Cross-Fade Frames", samples) as history:
-            video = cross_fade(frames)
-        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))
+        video = cross_fade(sockets.samples_of(samples, "keyframes", "video", least=2))
+        return io.NodeOutput(sockets.interpolated(video, samples))

@@ -1,86 +1,101 @@
 """What changes along a clip: numbers by a curve, prompts by frame."""
 
 from comfy_api.latest import io
+from comfy_api.latest._input import CurveInput
 
 from ...kv_core.sampling import curves
-from .. import sockets
-from ..inputs import EXPERIMENTS
-from ..text import encoded, projection_input
+from ...kv_core.sampling.settings import RANGES, Interpolation, Keyframes
+from .. import inputs, sockets
+from ..host.text_encoder import encode_prompts
+
+DRAWN = "drawn"
 
 
-class Schedule(io.ComfyNode):
+def percent(id, default, tooltip):
+    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+class ParameterCurve(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="KandinskyVideoSchedule",
-            display_name="Schedule",
-            category=EXPERIMENTS,
+            node_id="KandinskyVideoParameterCurve",
+            display_name="Parameter Curve",
+            category=inputs.EXPERIMENTS,
             description=(
-                "Lets a number of a sampling stage change along the frames, and guidance also in the course of the "
-                "steps. Chain several for several numbers."
+                "Lets a number of a sampling stage change along the frames, and guidance also during sampling. Chain "
+                "several for several numbers."
             ),
-            search_aliases=["kandinsky", "curve", "keyframes", "motion", "guidance interval", "prompt travel"],
+            search_aliases=["kandinsky", "schedule", "keyframes", "motion", "guidance interval", "prompt travel"],
             inputs=[
                 io.Combo.Input(
                     "parameter",
-                    options=list(curves.PARAMETERS),
+                    options=[*Keyframes.CURVED, *Interpolation.CURVED],
                     default="motion_score",
-                    tooltip="Which number: motion_score, noise_augmentation, text_guidance and image_guidance are "
-                    "those of Sample Keyframes, guidance is that of Interpolate Frames. The published training knows "
-                    "one motion score and one noise augmentation a clip; the rest is free.",
+                    tooltip="Which number: motion_score, noise_augmentation, text_guidance and image_guidance belong "
+                    "to Sample Keyframes, guidance to Interpolate Frames. The model was trained with one motion score "
+                    "and one noise augmentation per clip.",
                 ),
                 io.String.Input(
                     "curve",
                     default="0: 10; 6: 50",
                     multiline=True,
-                    tooltip="Entries frame: value, parted by semicolons or lines, for Interpolate Frames gap: value. "
-                    "Frames and gaps count from 0. Values as in the stage's own input.",
+                    tooltip="frame: value pairs, separated by semicolons or line breaks; for Interpolate Frames "
+                    "gap: value. Frames and gaps count from 0. Values have the range of the stage's own input.",
                 ),
                 io.Combo.Input(
                     "interpolation",
-                    options=list(curves.INTERPOLATIONS),
+                    options=[*curves.INTERPOLATIONS, DRAWN],
                     default="step",
-                    tooltip="Between two entries: step keeps the earlier value, linear goes straight, smooth starts "
-                    "and ends gently. Before the first and behind the last entry the nearest holds.",
+                    tooltip="Between two pairs: step keeps the earlier value, linear is a straight line, smooth starts "
+                    "and ends gently. drawn follows drawn_curve instead. Before the first and after the last pair the "
+                    "nearest value is used.",
                 ),
-                io.Float.Input(
-                    "start", default=0.0, min=0.0, max=100.0, step=1.0,
-                    tooltip="Guidance only: where in the course of the steps the curve begins to count, in percent "
-                    "from noise, 0, to the result, 100. Before it the stage's own value counts.",
+                percent(
+                    "start_percent",
+                    0.0,
+                    "Guidance only. First part of sampling in which the curve applies, from 0, noise, to 1, the "
+                    "result. Before it the node's own value is used.",
                 ),
-                io.Float.Input(
-                    "end", default=100.0, min=0.0, max=100.0, step=1.0,
-                    tooltip="Guidance only: where it ends to count, in percent, 0 to 100. Behind it the stage's own "
-                    "value counts.",
+                percent(
+                    "end_percent",
+                    1.0,
+                    "Guidance only. Where the curve stops applying, from 0 to 1. After it the node's own value is "
+                    "used.",
                 ),
-                sockets.Schedule.Input(
+                sockets.Curves.Input(
                     "previous",
                     optional=True,
-                    tooltip="Another Schedule to add this one to. Where both say the same number, this one counts.",
+                    tooltip="Another Parameter Curve to add this one to. If both set the same number, this one wins.",
+                ),
+                io.Curve.Input(
+                    "drawn_curve",
+                    optional=True,
+                    socketless=False,
+                    tooltip="Used if interpolation is drawn: runs from the first pair's frame to the last pair's, and "
+                    "from the smallest of the values at the bottom to the largest at the top.",
                 ),
             ],
             outputs=[
-                sockets.Schedule.Output(
-                    "schedule", tooltip="The schedule for Sample Keyframes, Interpolate Frames or their guiders."
+                sockets.Curves.Output(
+                    "curves", tooltip="The curves for Sample Keyframes, Interpolate Frames or their guiders."
                 ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, parameter, curve, interpolation, start, end, previous=()) -> io.NodeOutput:
+    def execute(
+        cls, parameter, curve, interpolation, start_percent, end_percent, previous=(), drawn_curve=None
+    ) -> io.NodeOutput:
         try:
-            points = curves.numbers(curve, *curves.PARAMETERS[parameter])
+            points = curves.numbers(curve, *RANGES[parameter])
         except ValueError as mistake:
-            raise ValueError(f"Schedule of {parameter}, {mistake}") from None
-        if start >= end:
-            raise ValueError(f"Schedule needs a start before its end, but got {start:g} to {end:g} percent: swap them.")
-        if parameter in curves.FIXED and (start, end) != (0, 100):
-            raise ValueError(
-                f"Schedule can change guidance in the course of the steps, but {parameter} only along the frames: set "
-                f"start to 0 and end to 100, not {start:g} and {end:g}."
-            )
-        scheduled = curves.Scheduled(parameter, curves.Curve(points, interpolation), start, end)
-        return io.NodeOutput((*previous, scheduled))
+            raise ValueError(f"Parameter Curve of {parameter}, {mistake}") from None
+        drawn = None
+        if interpolation == DRAWN:
+            drawn = CurveInput.from_raw(drawn_curve or [(0, 0), (1, 1)]).interp
+        shape = curves.Curve(points, interpolation if drawn is None else "linear", drawn)
+        return io.NodeOutput((*previous, curves.ParameterCurve(parameter, shape, start_percent, end_percent)))
 
 
 class TextOverTime(io.ComfyNode):
@@ -89,29 +104,30 @@ class TextOverTime(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoTextOverTime",
             display_name="Encode Text over Time",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "Encodes several prompts, each for the frames from its own on. The published training knows one prompt "
-                "a clip: where it changes, the layers over time carry a part of the old one on."
+                "Encodes several prompts, each of which applies from its frame onward. The model was trained with one "
+                "prompt per clip: after a change, its layers over time carry on a part of the old one."
             ),
             search_aliases=["kandinsky", "prompt schedule", "prompt travel", "prompt switch"],
             inputs=[
-                sockets.TextEncoder.Input("text_encoder", tooltip="The encoder from Load Text Encoder (Flan-UL2)."),
+                inputs.text_encoder(),
                 io.String.Input(
                     "text",
                     default="0: a red circle; 6: a blue circle",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="Entries frame: prompt, parted by semicolons or lines, the first one at frame 0. For "
-                    "Interpolate Frames they count gaps instead. At most 128 tokens of each prompt are read.",
+                    tooltip="frame: prompt pairs, separated by semicolons or line breaks, the first one at frame 0; "
+                    "for Interpolate Frames gap: prompt. A prompt that contains a separator goes in double quotes. At "
+                    "most 128 tokens of each prompt are read.",
                 ),
-                projection_input(),
+                inputs.projection(),
             ],
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
-                    tooltip="The prompts over time: positive or negative of Sample Keyframes, Interpolate Frames or "
-                    "their guiders. Sample First Frame takes the first one.",
+                    tooltip="The prompts over time, for positive or negative of Sample Keyframes, Interpolate Frames "
+                    "or their guiders. Sample First Frame uses the first prompt.",
                 ),
             ],
         )
@@ -122,8 +138,4 @@ class TextOverTime(io.ComfyNode):
             prompts = curves.texts(text)
         except ValueError as mistake:
             raise ValueError(f"Encode Text over Time, {mistake}") from None
-        texts = [(frame, *encoded(text_encoder, prompt, projection)) for frame, prompt in prompts]
-        _, context, mask = texts[0]
-        words = text_encoder.tokenizer.words(prompts[0][1])
-        values = {"attention_mask": mask, "projection": projection, "words": words}
-        return io.NodeOutput([[context, {**values, "kv_texts": texts}]])
+        return io.NodeOutput(encode_prompts(text_encoder, prompts, projection))

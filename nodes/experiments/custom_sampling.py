@@ -1,32 +1,24 @@
-"""The stages taken apart for the host's own Custom Sampler: guiders, sampler and schedule."""
+"""The stages taken apart for the host's own Custom Sampler: guiders, sampler and noise levels."""
 
 from comfy_api.latest import io
 
 from ...kv_core.sampling.diffusion import SeededNoise
-from ...kv_core.sampling.frames import MOTION_SCORES, interleave
-from .. import interpolation, keyframes, sockets
-from ..host import ddpm, guiders, report
-from ..inputs import (
-    EXPERIMENTS,
-    check_size,
-    frame_conditions_input,
-    guidance_input,
-    model_input,
-    negative_input,
-    positive_input,
-    schedule_input,
-    seed_input,
-    size_input,
-    start_input,
-)
+from ...kv_core.sampling.frames import interleave
+from ...kv_core.sampling.settings import FirstFrame, Interpolation, Keyframes
+from .. import inputs, interpolation, keyframes, sockets
+from ..host import ddpm, guiders
+from ..host.patchers import finite
 
 
-def guider_output():
-    return io.Guider.Output("guider", tooltip="The stage's guidance, for SamplerCustomAdvanced.")
+def guider_outputs(shape):
+    return [
+        io.Guider.Output("guider", tooltip="The stage's guidance, for SamplerCustomAdvanced."),
+        io.Latent.Output("latent", tooltip=f"What is sampled, {shape}: latent_image of SamplerCustomAdvanced."),
+    ]
 
 
-def latent_output(shape):
-    return io.Latent.Output("latent", tooltip=f"What is to be sampled, {shape}: latent_image of SamplerCustomAdvanced.")
+def output(guided):
+    return io.NodeOutput(guided.guider, guided.latent)
 
 
 class DDPMSampler(io.ComfyNode):
@@ -35,9 +27,9 @@ class DDPMSampler(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoDDPM",
             display_name="DDPM (published)",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "The sampler that every stage runs by itself. With it, Published Schedule and a stage's guider, "
+                "The default sampler of every stage. Together with Published Schedule and a stage's guider, "
                 "SamplerCustomAdvanced gives exactly that stage's result for the same seed."
             ),
             search_aliases=["kandinsky", "sampler", "ancestral", "ddpm"],
@@ -45,8 +37,8 @@ class DDPMSampler(io.ComfyNode):
             outputs=[
                 io.Sampler.Output(
                     "sampler",
-                    tooltip="The published ancestral sampler. The noise of its steps comes from the seed of the noise "
-                    "node, drawn on the CPU.",
+                    tooltip="The original's ancestral sampler. The noise of its steps comes from the noise node's "
+                    "seed, drawn on the CPU.",
                 ),
             ],
         )
@@ -62,9 +54,9 @@ class PublishedSchedule(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoSigmas",
             display_name="Published Schedule",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "The noise levels of the published sampling, and one more spacing between the same levels, for "
+                "The noise levels of the original's sampling, and one more spacing of the same levels, for "
                 "SamplerCustomAdvanced or for sigmas of a stage."
             ),
             search_aliases=["kandinsky", "scheduler", "sigmas", "steps", "karras"],
@@ -74,26 +66,21 @@ class PublishedSchedule(io.ComfyNode):
                     "spacing",
                     options=list(ddpm.SPACINGS),
                     default="leading",
-                    tooltip="leading: as published for first frame and keyframes; trailing: as published for "
+                    tooltip="leading: the original's for first frame and keyframes; trailing: the original's for "
                     "interpolation; karras: fewer steps at high noise and more at low, which ComfyUI's multistep "
-                    "samplers with noise need at few steps.",
+                    "samplers with noise need when steps are few.",
                 ),
-                io.Int.Input(
+                inputs.number(
                     "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="Denoising steps, 1 to 1000; published 50 leading and 10 trailing. Time grows in "
-                    "proportion.",
+                    50,
+                    "Denoising steps; the original uses 50 leading and 10 trailing. Time grows in proportion.",
                 ),
-                io.Float.Input(
+                inputs.number(
                     "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
+                    1.0,
+                    "Denoising strength: below 1, sampling starts part of the way, for a latent that is not empty. The "
+                    "number of steps does not change.",
                     step=0.01,
-                    tooltip="How much of the way from noise is sampled, 0.01 to 1: below 1 it begins part way, for "
-                    "a latent that holds something already. The number of steps stays.",
                 ),
             ],
             outputs=[
@@ -112,28 +99,26 @@ class FirstFrameGuider(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoFirstFrameGuider",
             display_name="First Frame Guider",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "The guidance of Sample First Frame by itself, for ComfyUI's SamplerCustomAdvanced. Take its output "
-                "back with Latent to Kandinsky Video Latent, kind frame."
+                "The guidance of Sample First Frame on its own, for ComfyUI's SamplerCustomAdvanced. Import its output "
+                "with Import Latent, kind frame."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "text to image"],
             inputs=[
-                model_input("keyframe"),
-                positive_input(),
-                size_input("width", 1024, "picture, twice the video's,"),
-                size_input("height", 1024, "picture, twice the video's,"),
-                guidance_input("guidance", 5.0, "How strongly the picture follows the prompt; 0: no guidance"),
-                negative_input(),
+                inputs.model("keyframe"),
+                inputs.positive(),
+                *inputs.first_frame_size(),
+                inputs.guidance("guidance", FirstFrame.guidance, "How strongly the image follows the prompt; 0: none"),
+                inputs.negative(),
             ],
-            outputs=[guider_output(), latent_output("empty [1, 4, 1, height / 8, width / 8]")],
+            outputs=guider_outputs("empty [1, 4, 1, height / 8, width / 8]"),
         )
 
     @classmethod
     def execute(cls, model, positive, width, height, guidance, negative=None) -> io.NodeOutput:
-        stage = "First Frame Guider"
-        check_size(stage, width, height)
-        return io.NodeOutput(*guiders.first_frame(stage, model, positive, negative, width, height, guidance))
+        prompts = guiders.Prompts(positive, negative)
+        return output(guiders.first_frame(model, prompts, FirstFrame(width, height, guidance), "First Frame Guider"))
 
 
 class KeyframeGuider(io.ComfyNode):
@@ -142,54 +127,32 @@ class KeyframeGuider(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoKeyframeGuider",
             display_name="Keyframe Guider",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "The three-branch guidance of Sample Keyframes by itself, for ComfyUI's SamplerCustomAdvanced. Take "
-                "its output back with Latent to Kandinsky Video Latent, kind keyframes."
+                "The three-branch guidance of Sample Keyframes on its own, for ComfyUI's SamplerCustomAdvanced. Import "
+                "its output with Import Latent, kind keyframes."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "three branches", "dual cfg"],
             inputs=[
-                *keyframes.clip_inputs(),
-                augmentation_seed_input(),
-                negative_input(),
-                schedule_input(keyframes.SCHEDULED),
-                frame_conditions_input(),
-                start_input("the denoise of Published Schedule"),
+                *inputs.clip(),
+                inputs.seed(
+                    "Seed of the noise that is added to the first frame. The same seed as the noise node's gives the "
+                    "result of Sample Keyframes."
+                ),
+                inputs.negative(),
+                inputs.curves(", ".join(Keyframes.CURVED)),
+                inputs.frame_conditions(),
+                inputs.init_video("the denoise of Published Schedule"),
             ],
-            outputs=[guider_output(), latent_output("[1, 4, frames, h, w]")],
+            outputs=guider_outputs("[1, 4, frames, h, w]"),
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, first_frame, frames, motion, motion_score, noise_augmentation,
-        text_guidance, image_guidance, seed, negative=None, schedule=(), frame_conditions=(), start=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        guided = guiders.keyframes(
-            "Keyframe Guider",
-            model,
-            positive,
-            negative,
-            sockets.samples_of(first_frame, "frame", sampled=True),
-            frames,
-            MOTION_SCORES.get(motion, motion_score),
-            noise_augmentation,
-            text_guidance,
-            image_guidance,
-            SeededNoise(seed).augmentation,
-            schedule,
-            frame_conditions,
-            keyframes.started(start),
-        )
-        return io.NodeOutput(*guided)
-
-
-def augmentation_seed_input():
-    seed = seed_input()
-    seed.tooltip = (
-        "The noise put over the first frame comes from it, 0 to 2^64 - 1. With the seed of the noise node, the result "
-        "is that of Sample Keyframes."
-    )
-    return seed
+    def execute(cls, model, positive, first_frame, seed, negative=None, init_video=None, **given) -> io.NodeOutput:
+        clip = keyframes.settings(init_video=init_video, **given)
+        frame = sockets.samples_of(first_frame, "frame", for_unet=True)
+        prompts, noise = guiders.Prompts(positive, negative), SeededNoise(seed)
+        return output(guiders.keyframes(model, prompts, frame, clip, noise, "Keyframe Guider"))
 
 
 class InterpolationGuider(io.ComfyNode):
@@ -198,22 +161,21 @@ class InterpolationGuider(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoInterpolationGuider",
             display_name="Interpolation Guider",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "The guidance of Interpolate Frames by itself, for ComfyUI's SamplerCustomAdvanced. Fill Gaps puts "
-                "what was sampled between the given frames."
+                "The guidance of Interpolate Frames on its own, for ComfyUI's SamplerCustomAdvanced. Fill Gaps puts "
+                "the sampled frames between the given ones."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "frame interpolation"],
-            inputs=[*interpolation.gap_inputs(), negative_input(), schedule_input(interpolation.SCHEDULED)],
-            outputs=[guider_output(), latent_output("empty [1, 12, gaps, h, w], three frames a gap")],
+            inputs=[*inputs.gaps(), inputs.negative(), inputs.curves(f"{Interpolation.CURVED[0]}, one value per gap")],
+            outputs=guider_outputs("empty [1, 12, gaps, h, w], three frames per gap"),
         )
 
     @classmethod
-    def execute(cls, model, positive, samples, skip_frames, guidance, negative=None, schedule=()) -> io.NodeOutput:
-        frames, skip = interpolation.gaps_of(samples, skip_frames)
-        return io.NodeOutput(
-            *guiders.interpolation("Interpolation Guider", model, positive, negative, frames, skip, guidance, schedule)
-        )
+    def execute(cls, model, positive, samples, negative=None, **given) -> io.NodeOutput:
+        frames, gaps = interpolation.settings(samples, **given)
+        prompts = guiders.Prompts(positive, negative)
+        return output(guiders.interpolation(model, prompts, frames, gaps, "Interpolation Guider"))
 
 
 class FillGaps(io.ComfyNode):
@@ -222,15 +184,11 @@ class FillGaps(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoFillGaps",
             display_name="Fill Gaps",
-            category=EXPERIMENTS,
-            description="Puts the three frames that were sampled for every gap between the given frames.",
+            category=inputs.EXPERIMENTS,
+            description="Puts the three frames that were sampled for each gap between the given frames.",
             search_aliases=["kandinsky", "interleave", "custom sampler", "frame interpolation"],
             inputs=[
-                io.MultiType.Input(
-                    "samples",
-                    [sockets.KeyframeLatent, sockets.VideoLatent],
-                    tooltip="The frames that Interpolation Guider was given; they are kept as they are.",
-                ),
+                inputs.sequence("samples", "The frames connected to Interpolation Guider; they are kept unchanged."),
                 io.Latent.Input("gaps", tooltip="What SamplerCustomAdvanced made of them, [1, 12, frames - 1, h, w]."),
             ],
             outputs=[
@@ -249,6 +207,5 @@ class FillGaps(io.ComfyNode):
                 f"Fill Gaps needs the sampled gaps {list(expected)} of these frames, but got {list(predicted.shape)}: "
                 "connect the frames that Interpolation Guider has."
             )
-        video = interleave(frames.to(predicted), sockets.finite(predicted, "The interpolation U-Net"))
-        history = report.history_of(samples)
-        return io.NodeOutput(sockets.latent("video", video, passes=samples.get("passes", 0) + 1, history=history))
+        video = interleave(frames.to(predicted), finite(predicted, "The interpolation U-Net"))
+        return io.NodeOutput(sockets.interpolated(video, samples))

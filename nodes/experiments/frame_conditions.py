@@ -2,13 +2,11 @@
 
 from comfy_api.latest import io
 
-from ...kv_core.sampling.frames import FrameCondition as Given
+from ...kv_core.sampling.frames import FrameCondition as Condition
 from ...kv_core.sampling.frames import in_pixels, join
-from .. import sockets
-from ..host import report
-from ..inputs import EXPERIMENTS
+from .. import inputs, sockets
 
-# What the sampling does with a frame that is given: shown to the U-Net, held.
+# What sampling does with a frame that is given: show it to the U-Net, hold it.
 USES = {"hold and show": (True, True), "hold": (False, True), "show": (True, False)}
 
 
@@ -18,40 +16,38 @@ class FrameCondition(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoFrameCondition",
             display_name="Frame Condition",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
                 "Gives Sample Keyframes more frames than the first: a last frame, several in a row, any. Chain several "
-                "for several places. The published training knows only a first frame."
+                "for several places. The model was trained with a first frame only."
             ),
             search_aliases=["kandinsky", "last frame", "first and last frame", "inpaint frames", "extend", "loop"],
             inputs=[
-                io.MultiType.Input(
+                inputs.any_latent(
                     "frames",
-                    list(sockets.LATENTS.values()),
-                    tooltip="A frame from Encode Image (MoVQ), or keyframes or a video, whose frames go to places in a "
-                    "row.",
+                    "A frame from Encode Image (MoVQ), or keyframes or a video, whose frames take places in a row.",
                 ),
                 io.Int.Input(
                     "position",
                     default=-1,
                     min=-240,
                     max=239,
-                    tooltip="The place of the first of these frames, -240 to 239: 0 is the clip's first frame, -1 its "
-                    "last one, -4 for four frames at its end.",
+                    tooltip="Place of the first of these frames: 0 is the clip's first frame, -1 its last, -4 for four "
+                    "frames at its end.",
                 ),
                 io.Combo.Input(
                     "use",
                     options=list(USES),
                     default="hold",
-                    tooltip="hold: the frames come out as they are given, and the others are sampled to go with them; "
-                    "show: the U-Net sees them as it was trained to see a first frame, which it may follow or not; "
-                    "hold and show: both. All three are experiments.",
+                    tooltip="hold: the frames come out unchanged, and the others are sampled to fit them; show: the "
+                    "U-Net sees them as it was trained to see a first frame, and may or may not follow them; hold and "
+                    "show: both. All three are experiments.",
                 ),
                 sockets.FrameConditions.Input(
                     "previous",
                     optional=True,
-                    tooltip="Another Frame Condition to add this one to. Where both are for one place, this one "
-                    "counts.",
+                    tooltip="Another Frame Condition to add this one to. If both are for the same place, this one "
+                    "wins.",
                 ),
             ],
             outputs=[
@@ -63,8 +59,8 @@ class FrameCondition(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames, position, use, previous=()) -> io.NodeOutput:
-        samples = sockets.samples_of(frames, *sockets.LATENTS, sampled=True)
-        return io.NodeOutput((*previous, Given(samples, position, *USES[use])))
+        samples = sockets.samples_of(frames, *sockets.LATENTS, for_unet=True)
+        return io.NodeOutput((*previous, Condition(samples, position, *USES[use])))
 
 
 class PickFrames(io.ComfyNode):
@@ -73,33 +69,27 @@ class PickFrames(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoPickFrames",
             display_name="Pick Frames",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "Takes frames in a row out of keyframes or a video: the last ones of a clip to go on from, a single "
-                "one to begin another clip with."
+                "Takes consecutive frames from keyframes or a video: the last ones of a clip to continue from, or a "
+                "single one to begin another clip with."
             ),
             search_aliases=["kandinsky", "last frame", "cut latent", "extend"],
             inputs=[
-                io.MultiType.Input(
-                    "samples",
-                    [sockets.KeyframeLatent, sockets.VideoLatent],
-                    tooltip="Keyframes or a video to take frames out of; it stays as it is.",
-                ),
+                inputs.sequence("samples", "Keyframes or a video to take frames from; it stays unchanged."),
                 io.Int.Input(
                     "position",
                     default=-1,
                     min=-10000,
                     max=9999,
-                    tooltip="The first frame to take, -10000 to 9999: 0 is the clip's first one, -1 its last one.",
+                    tooltip="The first frame to take: 0 is the clip's first, -1 its last.",
                 ),
-                io.Int.Input(
-                    "count", default=1, min=1, max=10000, tooltip="How many frames to take, 1 to 10000, in a row."
-                ),
+                io.Int.Input("count", default=1, min=1, max=10000, tooltip="How many consecutive frames to take."),
             ],
             outputs=[
                 sockets.AnyLatent.Output(
                     "frames",
-                    tooltip="One frame as a first frame for Sample Keyframes; several of the kind they were.",
+                    tooltip="A single frame as a first frame for Sample Keyframes; several keep their kind and pace.",
                 ),
             ],
         )
@@ -115,9 +105,8 @@ class PickFrames(io.ComfyNode):
                 "others."
             )
         picked = given[:, :, start : start + count].contiguous()
-        if count == 1:
-            return io.NodeOutput(sockets.latent("frame", picked, history=report.history_of(samples)))
-        return io.NodeOutput({**samples, "samples": picked})
+        kind = "frame" if count == 1 else samples["kind"]
+        return io.NodeOutput(sockets.latent(kind, picked, sockets.frame_rate_of(samples)))
 
 
 class JoinClips(io.ComfyNode):
@@ -126,49 +115,45 @@ class JoinClips(io.ComfyNode):
         return io.Schema(
             node_id="KandinskyVideoJoinClips",
             display_name="Join Clips",
-            category=EXPERIMENTS,
+            category=inputs.EXPERIMENTS,
             description=(
-                "Joins two clips in latents. Frames that both share, as the second one went on from the first one's "
-                "last frames, are kept once."
+                "Joins two clips as latents. Frames that both share, because the second clip continues from the first "
+                "one's last frames, are kept once."
             ),
             search_aliases=["kandinsky", "concatenate", "extend", "append", "crossfade"],
             inputs=[
-                io.MultiType.Input(
-                    "first", [sockets.KeyframeLatent, sockets.VideoLatent], tooltip="The clip that comes first."
-                ),
-                io.MultiType.Input(
-                    "second",
-                    [sockets.KeyframeLatent, sockets.VideoLatent],
-                    tooltip="The clip that follows, of the same kind and size.",
-                ),
+                inputs.sequence("first", "The clip that comes first."),
+                inputs.sequence("second", "The clip that follows, of the same kind and size."),
                 io.Int.Input(
-                    "shared",
+                    "overlap",
                     default=1,
                     min=0,
                     max=240,
-                    tooltip="How many frames at the first one's end and the second one's beginning are the same, 0 to "
-                    "240. Where they differ they go over from one to the other. 0: the clips just follow each other.",
+                    tooltip="How many frames at the first clip's end and at the second one's beginning are the same. "
+                    "Where they differ, one fades into the other. 0: the clips just follow each other.",
                 ),
             ],
             outputs=[
                 sockets.AnyLatent.Output(
-                    "samples", tooltip="One clip of the same kind, [1, 4, frames of both less shared, h, w]."
+                    "samples",
+                    tooltip="One clip of the same kind at the pace of the first, [1, 4, frames of both less overlap, "
+                    "h, w].",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, first, second, shared) -> io.NodeOutput:
+    def execute(cls, first, second, overlap) -> io.NodeOutput:
         one, other = (sockets.samples_of(clip, "keyframes", "video") for clip in (first, second))
         if first["kind"] != second["kind"] or one.shape[-2:] != other.shape[-2:]:
             raise ValueError(
                 f"Join Clips needs two clips of one kind and size, but got {first['kind']} {in_pixels(one.shape[3:])} "
                 f"and {second['kind']} {in_pixels(other.shape[3:])}: sample or encode them alike."
             )
-        if shared > min(one.shape[2], other.shape[2]):
+        if overlap > min(one.shape[2], other.shape[2]):
             raise ValueError(
-                f"Join Clips needs {shared} shared frames in both clips, but they have {one.shape[2]} and "
-                f"{other.shape[2]}: lower shared."
+                f"Join Clips needs an overlap of {overlap} frames in both clips, but they have {one.shape[2]} and "
+                f"{other.shape[2]}: lower overlap."
             )
-        history = report.history_of(first, second)
-        return io.NodeOutput({**first, "samples": join(one, other, shared), "history": history})
+        joined = sockets.latent(first["kind"], join(one, other, overlap), sockets.frame_rate_of(first))
+        return io.NodeOutput(joined)

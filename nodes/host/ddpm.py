@@ -5,7 +5,7 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 
 from ...kv_core.sampling import diffusion
-from . import report
+from . import progress
 from .unets import ModelSampling
 
 PUBLISHED = {"leading": diffusion.leading, "trailing": diffusion.trailing}
@@ -52,7 +52,7 @@ class DDPM(comfy.samplers.Sampler):
         if latent_image is not None and latent_image.any():
             sigma = table[timesteps[0]]
             noise = sampling.noise_scaling(sigma, noise, latent_image) / (1 + sigma**2).sqrt()
-        with report.bar(len(timesteps), self.stage, "step", disable=disable_pbar) as bar:
+        with progress.bar(len(timesteps), self.stage, "step", disable=disable_pbar) as bar:
             sample = diffusion.sample_ddpm(denoise, noise, timesteps, source.step, show, end)
         return sample if end < 0 else sample * (1 + table[end] ** 2).sqrt()
 
@@ -61,13 +61,13 @@ def _steps(sampling, sigmas):
     """The training steps of descending sigmas, each once, and the one behind the last: -1 where that is no noise."""
     timesteps = torch.unique_consecutive(sampling.timestep(sigmas[:-1])).tolist()
     end = -1 if sigmas[-1] == 0 else int(sampling.timestep(sigmas[-1:]))
-    timesteps = [timestep for timestep in timesteps if timestep > end]
-    if not timesteps:
+    timesteps = [timestep for timestep in timesteps if timestep != end]
+    if not timesteps or any(before <= after for before, after in zip(timesteps, [*timesteps[1:], end])):
         raise ValueError(f"DDPM (published) needs sigmas that fall, but got {sigmas.tolist()}: connect a schedule.")
     return timesteps, end
 
 
-def schedule(model, spacing, steps, denoise=1.0):
+def schedule(model, spacing, steps, denoise=1.0, stage="Published Schedule"):
     """SIGMAS `[steps + 1]`: levels of the last `denoise` of the way from noise in one of SPACINGS, and 0.
 
     The published spacings have no more levels than there are training steps on that way. karras: Karras et al. 2022,
@@ -75,7 +75,7 @@ def schedule(model, spacing, steps, denoise=1.0):
     schedule of 50 steps begins with and the least there is.
     Raises ValueError for a MODEL of another kind.
     """
-    sampling = _published(model.get_model_object("model_sampling"), "Published Schedule")
+    sampling = _published(model.get_model_object("model_sampling"), stage)
     if spacing == KARRAS:
         least, most = (float(sampling.sigmas[timestep]) for timestep in (0, diffusion.leading(50)[0]))
         return get_sigmas_karras(int(steps / denoise), least, most)[-steps - 1 :]

@@ -1,10 +1,11 @@
-"""The types that weights are kept in, and how a network gets its weights."""
+"""The types that weights are kept in, and how a network gets its layers and its weights."""
 
 import dataclasses
 
 import comfy.model_management
 import comfy.ops
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.quant_ops import QuantizedTensor
 
 WEIGHT_DTYPES = {
@@ -19,6 +20,22 @@ WEIGHT_DTYPES = {
 EIGHT_BIT = tuple(name for name, dtype in WEIGHT_DTYPES.items() if dtype and dtype.itemsize == 1)
 
 _LAYERS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose2d)
+
+
+def attention(q, k, v, heads, mask=None, options=None):
+    """kv_core's attention call by the host's chosen kernel; `options` are the host's transformer_options."""
+    # The host's 8-bit kernels do not reliably honour a mask.
+    return optimized_attention(
+        q, k, v, heads, mask=mask, low_precision_attention=mask is None, transformer_options=options or {}
+    )
+
+
+def operations(weight_dtype, compute_dtype, device, attention=attention):
+    """The host's layers for these types, with the attention call kv_core looks for among them."""
+    picked = comfy.ops.pick_operations(weight_dtype, compute_dtype, load_device=device)
+    if weight_dtype == torch.int8:
+        picked = int8_layers(picked)
+    return type("KandinskyOperations", (picked,), {"attention": staticmethod(attention)})
 
 
 def layer_dtype(stored, compute):
