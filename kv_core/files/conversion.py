@@ -173,4 +173,4 @@ def _bytes(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
                 f"convert to bfloat16 or float32."
             )
         tensor = tensor.to(dtype)
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

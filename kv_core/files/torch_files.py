@@ -126,6 +126,7 @@ def _run(pickle: bytes) -> Any:
         del stack[mark:]
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(pickle):
         name = opcode.name
         if name in CONSTANTS:
