@@ -58,7 +58,12 @@ def list_files(repository: str) -> dict[str, RemoteFile]:
         raise host.HostError(explain(error, repository)) from None
     return {
         file.rfilename: RemoteFile(
-            repository, info.sha, file.rfilename, file.size, file.lfs.sha256 if file.lfs else "", file.blob_id
+            repository,
+            info.sha or "",
+            file.rfilename,
+            file.size or 0,
+            file.lfs.sha256 if file.lfs else "",
+            file.blob_id or "",
         )
         for file in info.siblings or []
     }
