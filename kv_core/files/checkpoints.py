@@ -102,7 +102,7 @@ def encoder_shards(index: object, name: str = "The index") -> list[str]:
     weight_map = weight_map if isinstance(weight_map, Mapping) else {}
     # Only the name is used: a file lies beside its index, whatever path the index may give.
     shards = {Path(str(file)).name for tensor, file in weight_map.items() if not tensor.startswith(DECODER)}
-    if not shards or not all(re.fullmatch(r"[\w.-]{1,100}", shard) for shard in shards):
+    if not shards or not all(re.fullmatch(r"\w[\w.-]{0,99}", shard) for shard in shards):
         raise CheckpointError(f"{name} does not say which files hold the weights; download it again.")
     return sorted(shards)
 
