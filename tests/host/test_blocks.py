@@ -112,7 +112,7 @@ def saved_by_the_host(merging, model, name):
 def test_a_saved_blend_loads_again(clip, adapters, merging, other):
     (blend,) = merging.ModelMergeSimple().merge(clip.results["keyframe_unet"], other, 0.5)
     path = saved_by_the_host(merging, blend, "blend")
-    loaded = adapters.model.load_unet(str(path), "fp32")
+    loaded = adapters.unets.load_unet(str(path), "fp32")
     assert torch.equal(loaded.model.null_embedding, blend.model.null_embedding)
     stated = {name: loaded.model.model_config.unet_config[name] for name in ("head_dim", "groups")}
     assert stated == {"head_dim": 16, "groups": 1}
@@ -124,7 +124,7 @@ def test_a_saved_interpolation_unet_loads_again(clip, adapters, merging):
     path = saved_by_the_host(merging, clip.results["interpolation_unet"], "interpolation")
     with safe_open(path, "pt") as file:
         assert "v_pred" in file.keys() and "kandinsky_video" not in json.dumps(file.metadata())
-    loaded = adapters.model.load_unet(str(path), "fp32")
+    loaded = adapters.unets.load_unet(str(path), "fp32")
     again = clip.interpolate(clip.results["keyframes"], model=loaded)
     # Weights that lie otherwise in memory are added up in another order.
     torch.testing.assert_close(again["samples"], clip.results["video"]["samples"], atol=1e-5, rtol=0)

@@ -131,4 +131,4 @@ def test_room_for_a_cast_weight_is_asked_for(parts, adapters, dtype, cast):
     patcher = parts.text_patcher(dtype)
     sizes = patcher.model.text_encoder.encoder.config
     expected = adapters.memory.text_encode(128, sizes.d_model, sizes.d_ff, cast)
-    assert adapters.parts.TextEncoder(patcher, None)._memory_required() == expected
+    assert adapters.text_encoder.TextEncoder(patcher, None)._memory_required() == expected

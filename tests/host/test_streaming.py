@@ -78,7 +78,7 @@ def attention(adapters, monkeypatch):
     """A kernel that does not ask the device for its free memory, which this one cannot tell."""
     from comfy.ldm.modules.attention import attention_pytorch
 
-    for module in (adapters.model, adapters.parts):
+    for module in (adapters.weights, adapters.movq):
         monkeypatch.setattr(module, "optimized_attention", attention_pytorch)
 
 

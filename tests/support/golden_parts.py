@@ -107,22 +107,25 @@ def frames_first(tensor):
     return rearrange(tensor, "f c h w -> 1 c f h w")
 
 
+RUN = {"steps", "sampler", "sigmas", "denoise"}
+NOT_OF_STAGES = {*RUN, "positive", "negative"}
+
+
 class Stages:
     """The three stages with the goldens' inputs; settings of the stage and of the run change them."""
 
     def __init__(self, adapters):
-        self.sampling, self.guiders = adapters.sampling, adapters.guiders
+        self.sampling, self.guiders, self.prompts = adapters.sampling, adapters.guiders, adapters.prompts
         self.tensors, self.case = recipe.golden("loops")
         self.guidance = self.case["guidance"]
-        prompt = adapters.prompts.Prompt("base", (), ((0, (self.tensors["context"], self.tensors["context_mask"])),))
-        self.text = adapters.prompts.conditioning(prompt)
+        self.text = self.encoded(self.tensors["context"], self.tensors["context_mask"])
 
-    def first_frame(self, model, noise=None, prompts=None, **changes):
+    def first_frame(self, model, noise=None, **changes):
         settings, run = self._split({"width": 128, "height": 128, "guidance": self.guidance["first_frame"]}, changes)
         noise = noise or GoldenNoise("first_frame", lambda noise: noise[:, :, None])
-        return self._run(self.guiders.first_frame(model, self._prompts(prompts), FirstFrame(**settings)), run, noise)
+        return self._run(self.guiders.first_frame(model, self._prompts(changes), FirstFrame(**settings)), run, noise)
 
-    def keyframes(self, model, noise=None, prompts=None, first_frame=None, **changes):
+    def keyframes(self, model, noise=None, first_frame=None, **changes):
         given = {
             "frames": self.case["num_frames"],
             "motion_score": self.case["motion_score"],
@@ -133,25 +136,30 @@ class Stages:
         settings, run = self._split(given, changes)
         frame = self.tensors["keyframes.first_frame"][None, :, None] if first_frame is None else first_frame
         noise = noise or GoldenNoise("keyframes", frames_first)
-        guided = self.guiders.keyframes(model, self._prompts(prompts), frame, Keyframes(**settings), noise)
+        guided = self.guiders.keyframes(model, self._prompts(changes), frame, Keyframes(**settings), noise)
         return self._run(guided, run, noise)
 
-    def interpolation(self, model, skip_frames=3, noise=None, prompts=None, samples=None, **changes):
+    def interpolation(self, model, skip_frames=3, noise=None, samples=None, **changes):
         stage = f"interpolation_skip{skip_frames}"
         given = {"skip_frames": skip_frames, "guidance": self.guidance["interpolation"]}
         settings, run = self._split(given, {"steps": 10} | changes)
         samples = frames_first(self.tensors[f"{stage}.key_frames"]) if samples is None else samples
         noise = noise or GoldenNoise(stage, frames_first)
-        guided = self.guiders.interpolation(model, self._prompts(prompts), samples, Interpolation(**settings))
+        guided = self.guiders.interpolation(model, self._prompts(changes), samples, Interpolation(**settings))
         return self._run(guided, run, noise)
 
-    def _prompts(self, prompts):
-        return self.guiders.Prompts(*(prompts or (self.text,)))
+    def encoded(self, context, mask):
+        """A CONDITIONING as Encode Text makes it."""
+        prompt = self.prompts.Prompt("base", (), ((0, (context, mask)),))
+        return self.prompts.conditioning(prompt)
+
+    def _prompts(self, changes):
+        return self.guiders.Prompts(changes.get("positive", self.text), changes.get("negative"))
 
     def _split(self, settings, changes):
         """Changed settings of a stage, and what is left of the changes, for its run."""
-        run = {name: changes.pop(name) for name in ("steps", "sampler", "sigmas", "denoise") if name in changes}
-        return settings | changes, Run(**run)
+        settings = settings | {name: value for name, value in changes.items() if name not in NOT_OF_STAGES}
+        return settings, Run(**{name: changes[name] for name in changes.keys() & RUN})
 
     def _run(self, guided, run, noise):
         with torch.inference_mode():
