@@ -192,7 +192,7 @@ def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins)
     sentence = (
         f"There are keyframes 0 to 11, but the last entry of the curve of motion_score acts only from {begins} on"
     )
-    with pytest.raises(ValueError, match=f"{sentence}: let it begin earlier"):
+    with pytest.raises(ValueError, match=f"There are keyframes 0 to 11, but {sentence}: let it begin earlier"):
         tiny.keyframes(CIRCLE, PROMPT, curves=late)
     tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, curves=late)
 
