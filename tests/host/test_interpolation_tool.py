@@ -53,7 +53,7 @@ def test_frames_of_another_size_are_shrunk_and_cropped(clip, pack, images):
     pixels = to_pixels(fit(pack.nodes.pictures.to_picture(wide[:1]), 64, 64))
     with torch.inference_mode():
         assert torch.equal(latent["samples"][:, :, 0], clip.results["movq"].encode(pixels))
-    with pytest.raises(ValueError, match="multiples of 64 pixels, but got 60x64"):
+    with pytest.raises(ValueError, match="width is 60, expected a whole number from 64 to 4096"):
         clip.node("EncodeFrames", movq=clip.results["movq"], images=wide, width=60, height=64)
 
 
