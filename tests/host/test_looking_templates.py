@@ -1,6 +1,6 @@
 """The templates for experiments with interpolation, models and looking: each shows, in numbers, what its note says.
 
-They run on the server as they are, but that the latents are saved too; each within two minutes.
+They run on the server as they are, but that the latents are saved too.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from tests.support.helpers import latents, picture, saved
 from tools.authoring import templates
 from training import world
 
-LIMIT = 120  # seconds
+LIMIT = 600  # seconds, after which it hangs
 RED, CIRCLE = list(world.COLOURS).index("red"), list(world.SHAPES).index("circle")
 BLUE, SQUARE = list(world.COLOURS).index("blue"), list(world.SHAPES).index("square")
 RIGHT, DOWN = (list(world.DIRECTIONS).index(name) for name in ("right", "down"))
