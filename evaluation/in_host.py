@@ -56,7 +56,7 @@ class HostJudge(Judge):
         super().__init__(models)
         self._nodes = nodes
         self._unets = {
-            part: pack.nodes.host.model.load_unet(str(Path(models) / FILES[part]), "fp32")
+            part: pack.nodes.host.unets.load_unet(str(Path(models) / FILES[part]), "fp32")
             for part in ("keyframe_unet", "interpolation_unet")
         }
         self._latent = pack.nodes.sockets.latent

@@ -14,6 +14,7 @@ from ..kv_core.sampling.frames import CLIP_SECONDS
 TextEncoder = io.Custom("KV_TEXT_ENCODER")
 MoVQ = io.Custom("KV_MOVQ")
 VideoMoVQ = io.Custom("KV_VIDEO_MOVQ")
+Drawn = io.Custom("CURVE")  # the host's own, as a socket without its widget
 FrameConditions = io.Custom("KV_FRAME_CONDITIONS")  # a tuple of kv_core.sampling.frames.FrameCondition
 Curves = io.Custom("KV_CURVES")  # a tuple of kv_core.sampling.curves.ParameterCurve
 

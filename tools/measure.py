@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kv_core.networks import memory
+from kv_core.networks.attention import Text
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
@@ -142,7 +143,7 @@ class Stages:
         context = self._noise(branches, PROMPT_TOKENS + 1, unet.context_dim)
         mask = torch.zeros(context.shape[:2], dtype=torch.long)
         mask[0, :PROMPT_TOKENS], mask[1:, 0] = 1, 1
-        return unet.read_text(context, mask)
+        return Text.unpadded(context, mask)
 
     def _maybe_compiled(self, network):
         return torch.compile(network, fullgraph=True) if self.compiled else network

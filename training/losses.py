@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch.nn.functional import l1_loss, mse_loss
 
+from kv_core.networks.attention import Text
 from kv_core.networks.text_encoder import null_context
 from kv_core.sampling import diffusion, frames
 

@@ -10,7 +10,7 @@ export const COLOURS = {
     KV_FRAME_LATENT: "#8c9eff",
     KV_KEYFRAME_LATENT: "#40c4ff",
     KV_VIDEO_LATENT: "#1de9b6",
-    KV_SCHEDULE: "#ffd54f",
+    KV_CURVES: "#ffd54f",
     KV_FRAME_CONDITIONS: "#f48fb1",
 }
 

@@ -1,20 +1,23 @@
-"""Writes safetensors files one tensor at a time, so that no more than one of them is in memory.
+"""Converts the model's files to safetensors one tensor at a time, so that no more than one of them is in memory.
 
 The layout is the format's own: eight bytes with the header's length, the header as JSON, then the tensors' bytes in
-the header's order without holes. The safetensors library writes only what is in memory as a whole.
+the header's order without gaps. The safetensors library writes whole dictionaries; a conversion to another type would
+hold all of it in memory.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from .detection import CheckpointError
+from .checkpoints import COMPANIONS, Checkpoint, open_checkpoint
+from .detection import METADATA_KEY, CheckpointError
 
 DTYPES = {
     "float32": torch.float32,
@@ -33,8 +36,42 @@ FORMAT_NAMES = {
 TABLES = ("shared.weight", "relative_attention_bias.weight", "skip_embeddings.weight")
 
 
+def convert(
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], object] = lambda written, total: None,
+) -> Checkpoint:
+    """Converts a file to one safetensors file, or a T5 folder to a folder with one, in `dtype` (None: unchanged).
+
+    Calls `progress` with the bytes written so far and in all after every tensor, and leaves nothing at `target` unless
+    it is complete. Raises CheckpointError and OSError. Returns the converted checkpoint, opened.
+    """
+    checkpoint, target = open_checkpoint(source), Path(target)
+    if target.exists():
+        raise CheckpointError(f"{target} already exists; delete it or choose another name.")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target.parent} is not a folder; create it first.")
+    tensors = checkpoint.state_dict()
+    if checkpoint.null_embedding is not None:
+        tensors["null_embedding"] = checkpoint.null_embedding
+    metadata = {METADATA_KEY: json.dumps({"part": checkpoint.part, "config": checkpoint.config})}
+    if checkpoint.path.is_dir():
+        with appearing(target) as folder:
+            folder.mkdir()
+            for name in COMPANIONS:
+                if (checkpoint.path / name).is_file():
+                    shutil.copyfile(checkpoint.path / name, folder / name)
+            write_safetensors(folder / "model.safetensors", tensors, metadata, dtype, progress)
+    elif target.suffix == ".safetensors":
+        write_safetensors(target, tensors, metadata, dtype, progress)
+    else:
+        raise CheckpointError(f"{target.name} must end in .safetensors.")
+    return open_checkpoint(target)
+
+
 def stored_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The type a tensor gets in a conversion to `dtype` (None: its own)."""
+    """The type that a tensor gets in a conversion to `dtype` (None: its own)."""
     if dtype is None:
         return tensor.dtype
     if dtype == torch.float8_e4m3fn and (tensor.dim() < 2 or name.endswith(TABLES)):
@@ -51,10 +88,10 @@ def write_safetensors(
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], object] = lambda written, total: None,
 ) -> None:
-    """Writes `tensors`, converted to `dtype` (None: as they are), to `target`, which appears only when it is complete.
+    """Writes `tensors`, converted to `dtype` (None: unchanged), to `target`, which appears only when it is complete.
 
-    `progress` is called with the bytes written and all bytes after every tensor. Raises CheckpointError when the disk
-    is too small or a value does not fit `dtype`, and OSError when writing fails; neither leaves anything behind.
+    `progress` is called after every tensor with the bytes written so far and in all. Raises CheckpointError when the
+    disk is too small or a value does not fit `dtype`, and OSError when writing fails; neither leaves anything behind.
     """
     dtypes = {name: stored_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
     # Wide types first keep every tensor aligned to its own size, as the library's own files are.
@@ -78,7 +115,7 @@ def write_safetensors(
 def appearing(target: Path) -> Iterator[Path]:
     """A path beside `target`, a file or a folder to fill, that takes its name when the block ends without an error.
 
-    It is `target` with `.partial` appended: what a killed run left there, the next one removes.
+    It is `target` with `.partial` appended; what a killed run left there is removed first.
     """
     partial = target.with_name(target.name + ".partial")
     _remove(partial)
@@ -89,15 +126,21 @@ def appearing(target: Path) -> Iterator[Path]:
         _remove(partial)
 
 
-def _remove(path):
+def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _header(order, tensors, dtypes, metadata):
-    entries, start = {"__metadata__": dict(metadata)}, 0
+def _header(
+    order: Sequence[str],
+    tensors: Mapping[str, torch.Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    metadata: Mapping[str, str],
+) -> bytes:
+    entries: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
+    start = 0
     for name in order:
         end = start + tensors[name].numel() * dtypes[name].itemsize
         entries[name] = {
@@ -109,19 +152,19 @@ def _header(order, tensors, dtypes, metadata):
     return len(text).to_bytes(8, "little") + text
 
 
-def _check_space(target, needed):
+def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise CheckpointError(
             f"{target.name} needs {needed / 2**30:.2f} GiB in {target.parent}, where {free / 2**30:.2f} GiB are free; "
-            f"make room, choose another folder or a smaller type."
+            f"free some space, or choose another folder or a smaller type."
         )
 
 
-def _bytes(name, tensor, dtype):
+def _bytes(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
     """The raw bytes of a tensor in `dtype`; a tensor already in it is not copied."""
     if tensor.dtype != dtype:
-        tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats know no arithmetic
+        tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats have no arithmetic
         low, high = tensor.aminmax()
         # Casting would turn what does not fit into infinities or NaN; `not <=` also catches a NaN.
         if not max(-low, high) <= torch.finfo(dtype).max:
@@ -130,4 +173,4 @@ def _bytes(name, tensor, dtype):
                 f"convert to bfloat16 or float32."
             )
         tensor = tensor.to(dtype)
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

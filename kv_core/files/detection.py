@@ -2,21 +2,24 @@
 
 Nothing is read from file names or from the published configs.json. Only `head_dim`, `groups` and the T5's
 `relative_attention_max_distance` leave no trace in any shape: they have the published values unless the file's own
-metadata, `{"kandinsky_video": '{"config": {...}}'}`, says otherwise, or an empty tensor SIZES, `[0, head_dim, groups]`,
-which a program that writes metadata of its own leaves in place.
+metadata, `{"kandinsky_video": '{"config": {...}}'}`, says otherwise, or an empty tensor named SIZES_TENSOR of shape
+`(0, head_dim, groups)`, which survives a program that replaces the metadata with its own.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..networks.operations import TorchOperations
 
-METADATA_KEY = "kandinsky_video"
+Shapes = Mapping[str, tuple[int, ...]]
 
-SIZES = "kandinsky_video.sizes"
+METADATA_KEY = "kandinsky_video"
+SIZES_TENSOR = "kandinsky_video.sizes"
 # Empty tensors by which other programs mark how a model they save is sampled.
 MARKS = ("v_pred", "ztsnr")
 
@@ -24,14 +27,16 @@ DECODER = ("decoder.", "lm_head.")  # what a whole T5 has besides its encoder
 
 UNSEEN = ("head_dim", "groups", "relative_attention_max_distance")
 
-# part -> what people call it, and the node that loads it
-PARTS = {
-    "keyframe_unet": ("the keyframe U-Net", "Load U-Net"),
-    "interpolation_unet": ("the interpolation U-Net", "Load U-Net"),
-    "image_movq": ("the image MoVQ", "Load MoVQ"),
-    "video_movq": ("the temporal MoVQ", "Load Temporal MoVQ"),
-    "text_encoder": ("a T5 encoder", "Load Text Encoder (Flan-UL2)"),
-    "projections": ("the text projections", "Load Text Encoder (Flan-UL2)"),
+# More than any part has: 1,910 tensors, names of 110 characters, 32 layers, 128 buckets of distances.
+MOST_TENSORS, LONGEST_NAME, MOST_BLOCKS, LARGEST_SIZE = 10_000, 250, 64, 1_000_000
+
+PART_NAMES = {
+    "keyframe_unet": "the keyframe U-Net",
+    "interpolation_unet": "the interpolation U-Net",
+    "image_movq": "the image MoVQ",
+    "video_movq": "the temporal MoVQ",
+    "text_encoder": "a T5 encoder",
+    "projections": "the text projections",
 }
 
 # A tensor that every complete file of a kind has and no other model has under this name.
@@ -42,7 +47,7 @@ ANCHORS = {
     "projections": "projection_base.0.weight",
 }
 
-KINDS = {"unet": "a U-Net", "movq": "a MoVQ", "text_encoder": "a T5 encoder", "projections": "text projections"}
+KIND_NAMES = {"unet": "a U-Net", "movq": "a MoVQ", "text_encoder": "a T5 encoder", "projections": "text projections"}
 
 # Looked for before anything else: some of these files hold one of our anchors too.
 FOREIGN = (
@@ -69,6 +74,14 @@ class CheckpointError(ValueError):
     """A file that cannot be used; the message is one sentence for the user."""
 
 
+class WrongPartError(CheckpointError):
+    """A file with another part than was expected; `part` is a key of PART_NAMES."""
+
+    def __init__(self, message: str, part: str) -> None:
+        super().__init__(message)
+        self.part = part
+
+
 @dataclass(frozen=True)
 class Detected:
     """A recognised part, the keyword sizes of its class, and its tensors: name in the class -> name in the file.
@@ -78,12 +91,12 @@ class Detected:
     """
 
     part: str
-    config: dict
+    config: dict[str, Any]
     tensors: dict[str, str]
     null_embedding: str | None = None
 
 
-def detect(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = None, name: str = "This file") -> Detected:
+def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None, name: str = "This file") -> Detected:
     """Recognises a part by its tensors' names and shapes; `name` is what messages call the file.
 
     Raises CheckpointError for anything else, with what the file looks like instead.
@@ -98,30 +111,31 @@ def detect(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = Non
     if kind == "unet":
         null_embedding = tensors.pop("null_embedding", None)
         tensors = {tensor: in_file for tensor, in_file in tensors.items() if tensor not in MARKS}
-        stated = _sizes_tensor(shapes, tensors.pop(SIZES, None), name) | stated
+        stated = _sizes_tensor(shapes, tensors.pop(SIZES_TENSOR, None), name) | stated
     if kind == "text_encoder":
         tensors = _encoder_only(tensors)
     shape = {tensor: tuple(shapes[in_file]) for tensor, in_file in tensors.items()}
     try:
         part, config = READERS[kind](shape, stated)
+        _check_blocks(config)
         _check_divisible(shape, config)
     except CheckpointError as error:
         raise CheckpointError(f"{name} {error}") from None
     except (LookupError, ArithmeticError, TypeError, ValueError):  # a tensor that shows a size is missing or misshapen
         raise CheckpointError(
-            f"{name} holds some tensors of {KINDS[kind]}, but those that show its sizes are missing or have an "
+            f"{name} holds some tensors of {KIND_NAMES[kind]}, but those that show its sizes are missing or have an "
             f"unknown shape; it is probably cut short, so download or convert it again."
         ) from None
     return Detected(part, config, tensors, null_embedding)
 
 
-def check_complete(detected: Detected, shapes: Mapping[str, tuple], name: str = "This file") -> None:
+def check_complete(detected: Detected, shapes: Shapes, name: str = "This file") -> None:
     """Compares a file with the model its sizes imply; raises CheckpointError where they differ in any tensor."""
     try:
         expected = _expected_shapes(detected)
     except (ValueError, ArithmeticError, RuntimeError):  # say, a width that MoVQ's 32 norm groups do not divide
         raise CheckpointError(
-            f"{name} looks like {PARTS[detected.part][0]}, but no such model has its sizes; it is damaged or of "
+            f"{name} looks like {PART_NAMES[detected.part]}, but no such model has its sizes; it is damaged or of "
             f"another version, so download or convert it again."
         ) from None
     found = {tensor: tuple(shapes[in_file]) for tensor, in_file in detected.tensors.items()}
@@ -133,23 +147,33 @@ def check_complete(detected: Detected, shapes: Mapping[str, tuple], name: str = 
     if any(counts.values()):
         differences = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise CheckpointError(
-            f"{name} looks like {PARTS[detected.part][0]}, but its tensors do not match ({len(expected)} expected, "
+            f"{name} looks like {PART_NAMES[detected.part]}, but its tensors do not match ({len(expected)} expected, "
             f"{differences}); it is probably cut short or of another version, so download or convert it again."
         )
 
 
-def _kind_and_prefix(shapes, name):
-    for kind, anchor in ANCHORS.items():
-        for tensor in shapes:
-            if tensor == anchor or tensor.endswith("." + anchor):
-                return kind, tensor.removesuffix(anchor)
-    raise CheckpointError(
-        f"{name} is not recognised: its {len(shapes)} tensors belong to no part of Kandinsky Video 1.1 (U-Net, MoVQ, "
+def check_names(names: Collection[str], name: str = "This file") -> None:
+    """Raises CheckpointError where so many or such long names cannot be a part's, before they cost time or memory."""
+    if len(names) > MOST_TENSORS or any(len(tensor) > LONGEST_NAME for tensor in names):
+        raise _not_recognised(len(names), name)
+
+
+def _not_recognised(count: int, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is not recognised: its {count} tensors belong to no part of Kandinsky Video 1.1 (U-Net, MoVQ, "
         f"T5 encoder or text projections)."
     )
 
 
-def _expected_shapes(detected):
+def _kind_and_prefix(shapes: Shapes, name: str) -> tuple[str, str]:
+    for kind, anchor in ANCHORS.items():
+        for tensor in shapes:
+            if tensor == anchor or tensor.endswith("." + anchor):
+                return kind, tensor.removesuffix(anchor)
+    raise _not_recognised(len(shapes), name)
+
+
+def _expected_shapes(detected: Detected) -> dict[str, tuple[int, ...]]:
     # The classes are imported here because reading a file's header needs none of them.
     from ..networks.interpolation_unet import InterpolationUNet
     from ..networks.keyframe_unet import KeyframeUNet
@@ -168,33 +192,49 @@ def _expected_shapes(detected):
     return {tensor: tuple(value.shape) for tensor, value in model.state_dict().items()}
 
 
-def _stated_config(metadata, name):
+def _stated_config(metadata: Mapping[str, str], name: str) -> dict[str, int]:
     try:
         config = json.loads(metadata.get(METADATA_KEY, "{}")).get("config", {})
         stated = {size: config[size] for size in UNSEEN if size in config}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{name} has unreadable '{METADATA_KEY}' metadata; convert the original again.") from None
     for size, value in stated.items():
-        if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{name} states {size} {value!r} in its metadata; expected a whole number above 0.")
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise CheckpointError(
+                f"{name} states {size} {reprlib.repr(value)} in its metadata; expected a whole number above 0."
+            )
     return stated
 
 
-def _sizes_tensor(shapes, tensor, name):
+def _sizes_tensor(shapes: Shapes, tensor: str | None, name: str) -> dict[str, int]:
     if tensor is None:
         return {}
     shape = tuple(shapes[tensor])
     if len(shape) != 3 or shape[0] or not all(shape[1:]):
-        raise CheckpointError(f"{name} has a tensor '{SIZES}' of shape {shape}; expected (0, head_dim, groups).")
+        raise CheckpointError(
+            f"{name} has a tensor '{SIZES_TENSOR}' of shape {reprlib.repr(shape)}; expected (0, head_dim, groups)."
+        )
     return {"head_dim": shape[1], "groups": shape[2]}
 
 
-def _count(shape, prefix):
+def _count(shape: Shapes, prefix: str) -> int:
     """How many different numbers follow `prefix`; if they are not 0, 1, ... the comparison of tensors shows it."""
-    return len({tensor[len(prefix) :].split(".", 1)[0] for tensor in shape if tensor.startswith(prefix)})
+    return _checked(len({tensor[len(prefix) :].split(".", 1)[0] for tensor in shape if tensor.startswith(prefix)}))
 
 
-def _unet(shape, stated):
+def _checked(blocks: int) -> int:
+    if blocks > MOST_BLOCKS:
+        raise CheckpointError(f"has {blocks} layers or blocks; expected {MOST_BLOCKS} at most.")
+    return blocks
+
+
+def _check_blocks(config: Mapping[str, Any]) -> None:
+    """Refuses a model whose comparison would take long."""
+    _checked(sum(config.get("num_blocks", ())))
+    _checked(len(config.get("ch_mult", ())) * config.get("num_res_blocks", 0))
+
+
+def _unet(shape: Shapes, stated: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     parts = {"temporal_resnet_blocks": "keyframe_unet", "temporal_projection_new": "interpolation_unet"}
     part = next((part for word, part in parts.items() if any(word in tensor for tensor in shape)), None)
     if part is None:
@@ -234,7 +274,7 @@ def _unet(shape, stated):
     return part, config
 
 
-def _movq(shape, stated):
+def _movq(shape: Shapes, stated: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     ch, in_channels, *_ = shape["encoder.conv_in.weight"]
     levels = range(_count(shape, "encoder.down."))
     temporal = "decoder.mid.block_1.temporal_projection1.weight" in shape
@@ -250,7 +290,7 @@ def _movq(shape, stated):
     }
 
 
-def _text_encoder(shape, stated):
+def _text_encoder(shape: Shapes, stated: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     attention = "encoder.block.0.layer.0.SelfAttention."
     vocab_size, d_model = shape["shared.weight"]
     buckets, num_heads = shape[f"{attention}relative_attention_bias.weight"]
@@ -271,16 +311,21 @@ def _text_encoder(shape, stated):
     }
 
 
-def _projections(shape, stated):
+def _projections(shape: Shapes, stated: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     context_dim, d_model = shape[ANCHORS["projections"]]
     names = sorted({tensor.split(".", 1)[0] for tensor in shape if tensor.startswith("projection_")})
     return "projections", {"d_model": d_model, "context_dim": context_dim, "names": tuple(names)}
 
 
-READERS = {"unet": _unet, "movq": _movq, "text_encoder": _text_encoder, "projections": _projections}
+READERS: dict[str, Callable[[Shapes, Mapping[str, int]], tuple[str, dict[str, Any]]]] = {
+    "unet": _unet,
+    "movq": _movq,
+    "text_encoder": _text_encoder,
+    "projections": _projections,
+}
 
 
-def _encoder_only(tensors):
+def _encoder_only(tensors: Mapping[str, str]) -> dict[str, str]:
     """A whole T5 also holds its decoder, and may hold the embedding a second time under another name."""
     encoder = {
         tensor: in_file for tensor, in_file in tensors.items()
@@ -291,7 +336,7 @@ def _encoder_only(tensors):
     return encoder
 
 
-def _check_divisible(shape, config):
+def _check_divisible(shape: Shapes, config: Mapping[str, Any]) -> None:
     """Heads and the U-Nets' norm groups must divide every layer's width, which the model's shapes do not show."""
     for size, suffix, rows in (("head_dim", "to_query.weight", 1), ("groups", "context_mlp.1.weight", 2)):
         divisor = config.get(size, 1)

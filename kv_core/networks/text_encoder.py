@@ -184,10 +184,18 @@ class Tokenizer:
 
 
 def load_tokenizer(folder):
-    """The tokenizer in a local `folder`; nothing is downloaded. Raises FileNotFoundError where there is none."""
+    """The tokenizer in a local `folder`; nothing is downloaded, and no code in the folder is run.
+
+    Raises FileNotFoundError where there is none, and ValueError for one that cannot be read.
+    """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise FileNotFoundError(
-            f"{folder} holds no tokenizer (tokenizer.json or spiece.model): copy Flan-UL2's tokenizer files there."
-        )
-    return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    # Without it, transformers would need further libraries to read spiece.model.
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no tokenizer.json: copy it there from Flan-UL2's repository.")
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    except Exception:  # the library and its parsers raise many kinds for what a folder may hold
+        raise ValueError(
+            f"The tokenizer in {folder} is damaged or another model's: copy Flan-UL2's tokenizer.json and "
+            f"tokenizer_config.json there."
+        ) from None

@@ -32,12 +32,12 @@ class AttentionMaps(io.ComfyNode):
                     [sockets.FrameLatent, sockets.KeyframeLatent],
                     tooltip="The frames the U-Net gets: keyframes, or a first frame.",
                 ),
-                io.Int.Input(
+                inputs.ranged(
                     "noise_level",
-                    default=500,
-                    min=0,
-                    max=999,
-                    tooltip="Noise added to the frames, as a training step: at high ones the U-Net places things, at "
+                    500,
+                    0,
+                    999,
+                    "Noise added to the frames, as a training step: at high ones the U-Net places things, at "
                     "low ones it finishes them.",
                 ),
                 io.Combo.Input(

@@ -8,12 +8,6 @@ from ...kv_core.sampling.settings import RANGES, Interpolation, Keyframes
 from .. import inputs, sockets
 from ..host.text_encoder import encode_prompts
 
-DRAWN = "drawn"
-
-
-def percent(id, default, tooltip):
-    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
 
 class ParameterCurve(io.ComfyNode):
     @classmethod
@@ -45,35 +39,38 @@ class ParameterCurve(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "interpolation",
-                    options=[*curves.INTERPOLATIONS, DRAWN],
+                    options=list(curves.INTERPOLATIONS),
                     default="step",
                     tooltip="Between two pairs: step keeps the earlier value, linear is a straight line, smooth starts "
-                    "and ends gently. drawn follows drawn_curve instead. Before the first and after the last pair the "
-                    "nearest value is used.",
+                    "and ends gently. Before the first and after the last pair the nearest value is used.",
                 ),
-                percent(
+                inputs.ranged(
                     "start_percent",
                     0.0,
-                    "Guidance only. First part of sampling in which the curve applies, from 0, noise, to 1, the "
-                    "result. Before it the node's own value is used.",
+                    0.0,
+                    1.0,
+                    "Guidance only. Where in sampling the curve starts to apply: 0 is noise, 1 the result. Before it "
+                    "the node's own value is used.",
                 ),
-                percent(
+                inputs.ranged(
                     "end_percent",
                     1.0,
-                    "Guidance only. Where the curve stops applying, from 0 to 1. After it the node's own value is "
-                    "used.",
+                    0.0,
+                    1.0,
+                    "Guidance only. Where in sampling the curve stops applying. After it the node's own value is used.",
                 ),
                 sockets.Curves.Input(
                     "previous",
                     optional=True,
                     tooltip="Another Parameter Curve to add this one to. If both set the same number, this one wins.",
                 ),
-                io.Curve.Input(
+                sockets.Drawn.Input(
                     "drawn_curve",
                     optional=True,
-                    socketless=False,
-                    tooltip="Used if interpolation is drawn: runs from the first pair's frame to the last pair's, and "
-                    "from the smallest of the values at the bottom to the largest at the top.",
+                    tooltip="A curve from ComfyUI's Curve Editor, used instead of interpolation: it runs from the "
+                    "first pair's frame to the last pair's, from the smallest of the values at the bottom to the "
+                    "largest at the top.",
+                    extra_dict={"forceInput": True},
                 ),
             ],
             outputs=[
@@ -91,10 +88,8 @@ class ParameterCurve(io.ComfyNode):
             points = curves.numbers(curve, *RANGES[parameter])
         except ValueError as mistake:
             raise ValueError(f"Parameter Curve of {parameter}, {mistake}") from None
-        drawn = None
-        if interpolation == DRAWN:
-            drawn = CurveInput.from_raw(drawn_curve or [(0, 0), (1, 1)]).interp
-        shape = curves.Curve(points, interpolation if drawn is None else "linear", drawn)
+        drawn = None if drawn_curve is None else CurveInput.from_raw(drawn_curve).interp
+        shape = curves.Curve(points, interpolation, drawn)
         return io.NodeOutput((*previous, curves.ParameterCurve(parameter, shape, start_percent, end_percent)))
 
 

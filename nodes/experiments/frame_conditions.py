@@ -27,12 +27,12 @@ class FrameCondition(io.ComfyNode):
                     "frames",
                     "A frame from Encode Image (MoVQ), or keyframes or a video, whose frames take places in a row.",
                 ),
-                io.Int.Input(
+                inputs.ranged(
                     "position",
-                    default=-1,
-                    min=-240,
-                    max=239,
-                    tooltip="Place of the first of these frames: 0 is the clip's first frame, -1 its last, -4 for four "
+                    -1,
+                    -240,
+                    239,
+                    "Place of the first of these frames: 0 is the clip's first frame, -1 its last, -4 for four "
                     "frames at its end.",
                 ),
                 io.Combo.Input(
@@ -77,14 +77,10 @@ class PickFrames(io.ComfyNode):
             search_aliases=["kandinsky", "last frame", "cut latent", "extend"],
             inputs=[
                 inputs.sequence("samples", "Keyframes or a video to take frames from; it stays unchanged."),
-                io.Int.Input(
-                    "position",
-                    default=-1,
-                    min=-10000,
-                    max=9999,
-                    tooltip="The first frame to take: 0 is the clip's first, -1 its last.",
+                inputs.ranged(
+                    "position", -1, -10000, 9999, "The first frame to take: 0 is the clip's first, -1 its last."
                 ),
-                io.Int.Input("count", default=1, min=1, max=10000, tooltip="How many consecutive frames to take."),
+                inputs.ranged("count", 1, 1, 10000, "How many consecutive frames to take."),
             ],
             outputs=[
                 sockets.AnyLatent.Output(
@@ -124,12 +120,12 @@ class JoinClips(io.ComfyNode):
             inputs=[
                 inputs.sequence("first", "The clip that comes first."),
                 inputs.sequence("second", "The clip that follows, of the same kind and size."),
-                io.Int.Input(
+                inputs.ranged(
                     "overlap",
-                    default=1,
-                    min=0,
-                    max=240,
-                    tooltip="How many frames at the first clip's end and at the second one's beginning are the same. "
+                    1,
+                    0,
+                    240,
+                    "How many frames at the first clip's end and at the second one's beginning are the same. "
                     "Where they differ, one fades into the other. 0: the clips just follow each other.",
                 ),
             ],

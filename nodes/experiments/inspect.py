@@ -18,13 +18,7 @@ class ContactSheet(io.ComfyNode):
             search_aliases=["kandinsky", "preview", "grid", "storyboard"],
             inputs=[
                 inputs.any_latent("samples", "A first frame, keyframes or a video."),
-                io.Int.Input(
-                    "columns",
-                    default=6,
-                    min=1,
-                    max=100,
-                    tooltip="Frames per row.",
-                ),
+                inputs.ranged("columns", 6, 1, 100, "Frames per row."),
                 io.Boolean.Input("numbers", default=True, tooltip="Shows the number of each frame, counted from 0."),
                 inputs.preview_movq(),
             ],
@@ -49,14 +43,14 @@ class Difference(io.ComfyNode):
             inputs=[
                 inputs.any_latent("samples", "A first frame, keyframes or a video."),
                 inputs.any_latent("other", "The latent to compare with: the same number of frames, of the same size."),
-                io.Float.Input(
+                inputs.ranged(
                     "brightest",
-                    default=0.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Difference mapped to white. 0 scales to the largest difference. Latents lie between about "
+                    0.0,
+                    0.0,
+                    2.0,
+                    "Difference mapped to white. 0 scales to the largest difference. Latents lie between about "
                     "-1 and 1.",
+                    step=0.01,
                 ),
             ],
             outputs=[

@@ -1,17 +1,37 @@
-"""Which model files the loaders offer, and where they are."""
+"""Which model files the loaders offer, where they are, and which node loads which part."""
 
+import json
 import re
 from pathlib import Path
 
 import folder_paths
 
+from ...kv_core.files import checkpoints
+from ...kv_core.files.detection import CheckpointError, WrongPartError
 from ...kv_core.files.published import PUBLISHED
 
-CATEGORIES = ("diffusion_models", "vae", "text_encoders")
 PACK = Path(__file__).parents[2]
+
+_LOADERS = json.loads((PACK / "nodes" / "loaders.json").read_text(encoding="utf-8"))
+LOADED_BY = {part: loader["node"] for part, loader in _LOADERS.items()}
+CATEGORIES = tuple(dict.fromkeys(loader["folder"] for loader in _LOADERS.values()))
 
 # One Hugging Face folder holds its weights in one such file, or in several with an index beside them.
 _FOLDER_WEIGHTS = re.compile(r"(?P<folder>.+)/(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
+
+
+def open_checkpoint(path, expect):
+    """`checkpoints.open_checkpoint`; the node that takes another part is named.
+
+    Raises ValueError: the editor shows an error's type before its message, and of a type of our own its module's path.
+    """
+    try:
+        return checkpoints.open_checkpoint(path, expect)
+    except WrongPartError as error:
+        message = f"{str(error).removesuffix('.')}; the node {LOADED_BY[error.part]} takes it."
+    except CheckpointError as error:
+        message = str(error)
+    raise ValueError(message)
 
 
 def add_model_folders():

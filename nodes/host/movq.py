@@ -7,11 +7,10 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...kv_core.files import checkpoints
 from ...kv_core.networks import memory
 from ...kv_core.networks.movq import MoVQ as MoVQNetwork
 from ...kv_core.networks.movq import decode_chunks
-from . import tiles, weights
+from . import files, tiles, weights
 from .patchers import Part, patch_network, to_host
 
 
@@ -84,14 +83,14 @@ def _exact_attention(q, k, v, heads, mask=None, options=None):
 
 
 def load_movq(path, part, weight_dtype="default"):
-    """Loads "image_movq" or "video_movq"; raises checkpoints.CheckpointError for any other file."""
+    """Loads "image_movq" or "video_movq"; raises ValueError for any other file."""
     patcher = movq_patcher(path, part, weight_dtype)
     return MoVQ(patcher, patcher.model.manual_cast_dtype, patcher.model.ch)
 
 
 def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):
     """The patcher of a MoVQ; by default in the type the host picks for VAEs."""
-    checkpoint = checkpoints.open_checkpoint(path, expect=part)
+    checkpoint = files.open_checkpoint(path, expect=part)
     device = comfy.model_management.vae_device()
     types = [torch.bfloat16, torch.float32]
     stored = weights.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.vae_dtype(device, types)

@@ -6,10 +6,9 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ...kv_core.files import checkpoints
 from ...kv_core.networks import memory
 from ...kv_core.networks.text_encoder import BASE, INTERPOLATION, TOKENS, TextModel, load_tokenizer
-from . import progress, weights
+from . import files, progress, weights
 from .patchers import Part, finite, patch_network, to_host
 from .prompts import Prompt, conditioning
 
@@ -56,18 +55,18 @@ def load_text_encoder(path, projections_path, weight_dtype="default"):
     try:
         tokenizer = load_tokenizer(path if Path(path).is_dir() else Path(path).parent)
     except FileNotFoundError:
-        checkpoints.open_checkpoint(path, expect="text_encoder")  # of a wrong file, say that rather
+        files.open_checkpoint(path, expect="text_encoder")  # says so first where the file is no encoder
         raise
     return TextEncoder(text_encoder_patcher(path, projections_path, weight_dtype), tokenizer)
 
 
 def text_encoder_patcher(path, projections_path, weight_dtype="default", disable_dynamic=False):
     """The patcher of the encoder with its projections; by default in the type the host picks for text encoders."""
-    encoder = checkpoints.open_checkpoint(path, expect="text_encoder")
-    projections = checkpoints.open_checkpoint(projections_path, expect="projections")
+    encoder = files.open_checkpoint(path, expect="text_encoder")
+    projections = files.open_checkpoint(projections_path, expect="projections")
     sizes = projections.config
     if sizes["d_model"] != encoder.config["d_model"]:
-        raise checkpoints.CheckpointError(
+        raise ValueError(
             f"The projections take text of width {sizes['d_model']}, but this encoder gives "
             f"{encoder.config['d_model']}: choose files that belong together."
         )

@@ -17,15 +17,14 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...kv_core.files import checkpoints
-from ...kv_core.files.detection import SIZES
+from ...kv_core.files.detection import SIZES_TENSOR
 from ...kv_core.networks import memory
 from ...kv_core.networks.attention import Text
 from ...kv_core.networks.interpolation_unet import InterpolationUNet
 from ...kv_core.networks.keyframe_unet import KeyframeUNet
 from ...kv_core.pictures import latent_rgb
 from ...kv_core.sampling import diffusion, frames
-from . import prompts, weights
+from . import files, prompts, weights
 from .patchers import make_patcher
 
 # Conditions with a number for every frame or gap, where they are `[1, F]`.
@@ -207,7 +206,7 @@ class VideoModel(comfy.model_base.BaseModel):
             # The host would leave out their scales.
             raise ValueError("Weights in int8 cannot be saved: load this U-Net with another weight dtype and save it.")
         sizes = self.model_config.unet_config
-        unet_state_dict = {**unet_state_dict, SIZES: torch.empty(0, sizes["head_dim"], sizes["groups"])}
+        unet_state_dict = {**unet_state_dict, SIZES_TENSOR: torch.empty(0, sizes["head_dim"], sizes["groups"])}
         if self.null_embedding is not None:
             unet_state_dict["null_embedding"] = self.null_embedding
         return super().state_dict_for_saving(unet_state_dict, *others, **more)
@@ -297,9 +296,9 @@ _PARTS = {
 def load_unet(path, weight_dtype="default", disable_dynamic=False):
     """Loads either U-Net, told apart by its tensors, as a ModelPatcher.
 
-    `weight_dtype`: a name from weights.WEIGHT_DTYPES; "default" leaves it to the host. Raises CheckpointError.
+    `weight_dtype`: a name from weights.WEIGHT_DTYPES; "default" leaves it to the host. Raises ValueError.
     """
-    checkpoint = checkpoints.open_checkpoint(path, expect=tuple(_PARTS))
+    checkpoint = files.open_checkpoint(path, expect=tuple(_PARTS))
     state_dict = checkpoint.state_dict()
     model_class, config_class, unet, prediction, sampling = _PARTS[checkpoint.part]
     load_device = comfy.model_management.get_torch_device()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kv_core.sampling.curves import Curve, Scheduled, at, numbers, texts
+from kv_core.sampling.curves import Curve, ParameterCurve, numbers, texts, value_at, whole_numbers
 
 POINTS = ((2, 10.0), (6, 50.0))
 
@@ -56,17 +56,61 @@ def test_prompts_begin_at_the_first_frame():
         texts(" 3: a red circle")
 
 
-def test_schedules():
+def test_curves_of_a_parameter():
     whole, late = Curve(((0, 3.0),)), Curve(((0, 1.0), (1, 2.0)))
-    schedule = (Scheduled("text_guidance", whole), Scheduled("text_guidance", late, 50.0, 100.0))
-    assert at(schedule, "image_guidance", 7, 3) == 7, "nothing says otherwise"
-    assert [at(schedule, "text_guidance", 7, 3, percent) for percent in (0, 49, 50, 100)] == [
-        3.0,
-        3.0,
-        [1.0, 2.0, 2.0],
-        [1.0, 2.0, 2.0],
-    ]
-    window = (Scheduled("guidance", whole, 20.0, 60.0),)
-    assert [at(window, "guidance", 7, 3, percent) for percent in (19, 20, 59, 60, 100)] == [7, 3.0, 3.0, 7, 7]
-    motion = (Scheduled("motion_score", Curve(((0, 1.0), (3, 2.0)), "linear")),)
-    assert at(motion, "motion_score", 10, 4) == [1, 1, 2, 2], "scores are whole numbers"
+    curves = (ParameterCurve("text_guidance", whole), ParameterCurve("text_guidance", late, 0.5, 1.0))
+    assert value_at(curves, "image_guidance", 7, 3) == 7, "nothing says otherwise"
+    late_values = [1.0, 2.0, 2.0]
+    found = [value_at(curves, "text_guidance", 7, 3, progress) for progress in (0, 0.49, 0.5, 1)]
+    assert found == [3.0, 3.0, late_values, late_values]
+    window = (ParameterCurve("guidance", whole, 0.2, 0.6),)
+    found = [value_at(window, "guidance", 7, 3, progress) for progress in (0.19, 0.2, 0.59, 0.6, 1)]
+    assert found == [7, 3.0, 3.0, 7, 7]
+    motion = (ParameterCurve("motion_score", Curve(((0, 1.0), (3, 2.0)), "linear")),)
+    assert value_at(motion, "motion_score", 10, 4) == [1, 1, 2, 2], "scores are whole numbers"
+
+
+@pytest.mark.parametrize("window", [(0.6, 0.2), (0.5, 0.5), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
+def test_a_window_that_is_none(window):
+    with pytest.raises(ValueError, match="expected a start_percent below its end_percent, both from 0 to 1"):
+        ParameterCurve("guidance", Curve(((0, 1.0),)), *window)
+
+
+def test_only_guidance_changes_during_sampling():
+    with pytest.raises(ValueError, match="but motion_score only along the frames: set start_percent to 0"):
+        ParameterCurve("motion_score", Curve(((0, 1.0),)), 0.2, 0.6)
+
+
+def test_a_drawn_curve_runs_between_the_ends_of_the_points():
+    drawn = Curve(((2, 50.0), (6, 10.0)), "linear", drawn=lambda share: share**2)
+    assert drawn.values(8) == [10, 10, 10, 12.5, 20, 32.5, 50, 50] and drawn.last_begins == 3
+    beyond = Curve(((0, 0.0), (2, 1.0)), drawn=lambda share: 3 * share - 1)
+    assert beyond.values(3) == [0, 0.5, 1], "what is drawn beyond the box is cut off"
+
+
+def test_quotes_hold_separators():
+    assert texts('0: "a fox; a hen\nand a hare"; 6: b') == [(0, "a fox; a hen\nand a hare"), (6, "b")]
+    assert texts('0: a 5" tall fox; 3: a 7" hare') == [(0, 'a 5" tall fox'), (3, 'a 7" hare')], "inches are no quotes"
+    assert texts('0: "one" and "two"; 6: b') == [(0, '"one" and "two"'), (6, "b")]
+
+
+def test_whole_numbers():
+    assert whole_numbers("", "gaps", 0, 19) == [] and whole_numbers(" 3, 0，19、7", "gaps", 0, 19) == [3, 0, 19, 7]
+
+
+@pytest.mark.parametrize(
+    "text, item", [("3, 20", "2 of gaps is '20'"), ("3,,1", "2 of gaps is ''"), ("x", "1 of gaps")]
+)
+def test_wrong_whole_numbers(text, item):
+    with pytest.raises(ValueError, match=f"Item {item}.*expected a whole number from 0 to 19: separate"):
+        whole_numbers(text, "gaps", 0, 19)
+
+
+def test_numbers_too_long_to_repeat_get_a_sentence():
+    digits = 5000 * "9"
+    with pytest.raises(ValueError, match="^Item 1 of gaps is '9{57}...', expected"):
+        whole_numbers(digits, "gaps", 0, 19)
+    with pytest.raises(ValueError, match="frame 9{57}... is too large"):
+        numbers(f"{digits}: 1", 0, 100)
+    with pytest.raises(ValueError, match="inf is out of range: write 0 to 100"):
+        numbers(f"0: {digits}", 0, 100)

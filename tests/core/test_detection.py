@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from kv_core.files.checkpoints import CheckpointError, detect
-from kv_core.files.detection import MARKS, METADATA_KEY, SIZES, check_complete
+from kv_core.files.detection import MARKS, METADATA_KEY, SIZES_TENSOR, check_complete
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
@@ -257,12 +257,12 @@ def test_sizes_that_an_empty_tensor_tells():
     prefix = "model.diffusion_model."
     shapes = {prefix + name: shape for name, shape in shapes_of("keyframe_unet", SMALL_UNET).items()}
     shapes |= dict.fromkeys(MARKS, (0,))
-    found = detect(shapes | {prefix + SIZES: (0, 16, 8), prefix + "null_embedding": (32,)})
+    found = detect(shapes | {prefix + SIZES_TENSOR: (0, 16, 8), prefix + "null_embedding": (32,)})
     assert (found.config["head_dim"], found.config["groups"]) == (16, 8)
     assert found.null_embedding == prefix + "null_embedding"
     check_complete(found, shapes)
     metadata = {METADATA_KEY: json.dumps({"config": {"groups": 4}})}
-    assert detect(shapes | {prefix + SIZES: (0, 16, 8)}, metadata).config["groups"] == 4, "metadata comes first"
+    assert detect(shapes | {prefix + SIZES_TENSOR: (0, 16, 8)}, metadata).config["groups"] == 4, "metadata comes first"
     for shape in ((16, 8), (1, 16, 8), (0, 16, 0)):
         with pytest.raises(CheckpointError, match="expected .0, head_dim, groups."):
-            detect(shapes | {prefix + SIZES: shape})
+            detect(shapes | {prefix + SIZES_TENSOR: shape})

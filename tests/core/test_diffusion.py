@@ -1,5 +1,7 @@
 """Schedule, steps and guidance against the published implementation's numbers."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,21 @@ def test_schedule(prediction, timesteps):
         diffusion.alphas_cumprod(), tensors[f"{prediction}.alphas_cumprod"], atol=1e-9, rtol=1e-6
     )
     assert timesteps == tensors[f"{prediction}.timesteps"].tolist()
+
+
+def test_the_schedule_is_the_rescaled_cosine():
+    """Nichol & Dhariwal 2021, equation 17, with betas of at most 0.999; Lin et al. 2024, algorithm 1. In double."""
+    at = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
+    betas = torch.tensor([min(1 - after / before, 0.999) for before, after in zip(at, at[1:])], dtype=torch.float64)
+    root = (1 - betas).cumprod(0).sqrt()
+    rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    torch.testing.assert_close(diffusion.alphas_cumprod().double(), rescaled, atol=1e-6, rtol=0)
+
+
+def test_the_schedule_lies_on_the_cpu_whatever_the_default_device():
+    diffusion.alphas_cumprod.cache_clear()
+    with torch.device("meta"):
+        assert diffusion.alphas_cumprod().device.type == "cpu"
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4)])

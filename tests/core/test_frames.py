@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kv_core.sampling.diffusion import add_noise
-from kv_core.sampling.frames import FrameCondition, first_frame_condition, frames_condition, join, placed
+from kv_core.sampling.frames import FrameCondition, first_frame_condition, frames_condition, join, place_conditions
 
 
 def frames(count, value, size=8):
@@ -32,27 +32,27 @@ def test_each_frame_is_noised_as_much_as_its_place_says():
 def test_places():
     three, one = frames(3, 1), frames(1, 7)
     conditions = [
-        FrameCondition(three, -3, shown=True, held=True),
-        FrameCondition(one, 0, shown=False, held=True),
-        FrameCondition(one, 5, shown=True, held=False),
+        FrameCondition(three, -3, show=True, hold=True),
+        FrameCondition(one, 0, show=False, hold=True),
+        FrameCondition(one, 5, show=True, hold=False),
     ]
-    shown, held = placed(conditions, FIRST, 6)
+    shown, held = place_conditions(conditions, FIRST, 6)
     assert sorted(shown) == [0, 3, 4, 5] and sorted(held) == [0, 3, 4]
     assert shown[0] is FIRST and torch.equal(held[0], one), "what is only held is not shown"
     assert torch.equal(shown[5], one), "the later one takes a place over"
-    assert placed((), FIRST, 6) == ({0: FIRST}, {})
+    assert place_conditions((), FIRST, 6) == ({0: FIRST}, {})
 
 
 def test_of_two_conditions_for_a_place_only_the_later_one_counts():
-    show = FrameCondition(frames(1, 7), 0, shown=True, held=False)
-    hold = FrameCondition(frames(1, 9), 0, shown=False, held=True)
+    show = FrameCondition(frames(1, 7), 0, show=True, hold=False)
+    hold = FrameCondition(frames(1, 9), 0, show=False, hold=True)
     for conditions, expected_shown, expected_held in (
         ([show], 7, {}),
         ([hold], 0, {0: 9}),
         ([show, hold], 0, {0: 9}),
         ([hold, show], 7, {}),
     ):
-        shown, held = placed(conditions, FIRST, 6)
+        shown, held = place_conditions(conditions, FIRST, 6)
         assert shown.keys() == {0} and shown[0].unique() == expected_shown
         assert {place: frame.unique().item() for place, frame in held.items()} == expected_held
 
@@ -60,16 +60,21 @@ def test_of_two_conditions_for_a_place_only_the_later_one_counts():
 @pytest.mark.parametrize(
     "position, count, size, sentence",
     [
-        (12, 1, 8, r"condition 2 puts 1 frame\(s\) at 12, but the clip has frames 0 to 11: move it"),
-        (-13, 1, 8, "condition 2 puts 1 .* at -13"),
-        (-1, 2, 8, "condition 2 puts 2 .* at -1"),
-        (-1, 1, 16, "condition 2 has frames of 128x128 pixels, but the first frame has 64x64: encode them at its size"),
+        (12, 1, 8, r"Frame condition 2 puts 1 frame\(s\) at 12, but the clip has frames 0 to 11: move it"),
+        (-13, 1, 8, "Frame condition 2 puts 1 .* at -13"),
+        (-1, 2, 8, "Frame condition 2 puts 2 .* at -1"),
+        (
+            -1,
+            1,
+            16,
+            "Frame condition 2 has frames of 128x128 pixels, but the first frame has 64x64: encode them at its size",
+        ),
     ],
 )
 def test_conditions_that_do_not_fit(position, count, size, sentence):
     fits = FrameCondition(FIRST, 3, True, True)
     with pytest.raises(ValueError, match=sentence):
-        placed([fits, FrameCondition(frames(count, 0, size), position, True, True)], FIRST, 12)
+        place_conditions([fits, FrameCondition(frames(count, 0, size), position, True, True)], FIRST, 12)
 
 
 def test_join():

@@ -12,8 +12,11 @@ from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.operations import TorchOperations
 from kv_core.networks.text_encoder import Tokens
-from kv_core.pipeline import PARTS, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
+from kv_core.pipeline import FILE_STEMS, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
+from kv_core.sampling.curves import Curve, ParameterCurve
 from kv_core.sampling.diffusion import SeededNoise
+from kv_core.sampling.frames import FrameCondition
+from kv_core.sampling.settings import FirstFrame, Interpolation, Keyframes, Run
 from tests.core.test_movq import build as build_movq
 from tests.core.test_text_encoder import build as build_text_model
 from tests.support.recipe import fill, golden, null_embedding
@@ -66,7 +69,9 @@ def test_first_frame_loop(dtype, tolerance):
     tensors, case = golden("loops")
     noise = GoldenNoise(dtype, tensors["first_frame.initial_noise"], tensors["first_frame.step_noise"])
     texts = (tensors["context"], tensors["context_mask"]), None
-    out = build_pipeline(dtype, stages=[noise]).first_frame(texts, 128, 128, case["guidance"]["first_frame"], 50, 0)
+    out = build_pipeline(dtype, stages=[noise]).first_frame(
+        texts, FirstFrame(128, 128, case["guidance"]["first_frame"]), Run(50)
+    )
     torch.testing.assert_close(out[:, :, 0].float(), tensors["first_frame.out"], atol=tolerance, rtol=tolerance)
 
 
@@ -77,17 +82,14 @@ def test_keyframe_loop(dtype, tolerance):
     noise = GoldenNoise(dtype, *(tensors[f"keyframes.{name}_noise"] for name in ("initial", "step", "augmentation")))
     texts = (tensors["context"], tensors["context_mask"]), None
     first_frame = tensors["keyframes.first_frame"][None, :, None].to(dtype)
-    out = build_pipeline(dtype, stages=[noise]).keyframes(
-        texts,
-        first_frame,
+    settings = Keyframes(
+        case["num_frames"],
         case["motion_score"],
         case["noise_augmentation"],
         case["guidance"]["text"],
         case["guidance"]["image"],
-        50,
-        0,
-        count=case["num_frames"],
     )
+    out = build_pipeline(dtype, stages=[noise]).keyframes(texts, first_frame, settings, Run(50))
     expected = rearrange(tensors["keyframes.out"], "t c h w -> 1 c t h w")
     torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=tolerance)
 
@@ -101,9 +103,8 @@ def test_interpolation_loop(skip_frames, dtype, tolerance):
     noise = GoldenNoise(dtype, tensors[f"{part}.initial_noise"], tensors[f"{part}.step_noise"])
     texts = (tensors["context"], tensors["context_mask"]), None
     keyframes = rearrange(tensors[f"{part}.key_frames"], "t c h w -> 1 c t h w").to(dtype)
-    out = build_pipeline(dtype, stages=[noise]).interpolate(
-        texts, keyframes, skip_frames, case["guidance"]["interpolation"], 10, 0
-    )
+    settings = Interpolation(skip_frames, case["guidance"]["interpolation"])
+    out = build_pipeline(dtype, stages=[noise]).interpolate(texts, keyframes, settings, Run(10))
     assert torch.equal(out[:, :, ::4], keyframes)
     new = torch.stack([out[0, :, i::4] for i in (1, 2, 3)])  # frame c g h w
     expected = rearrange(tensors[f"{part}.out"], "g (f c) h w -> f c g h w", f=3)
@@ -159,13 +160,60 @@ def test_pipeline(name, monkeypatch):
     "arguments, message",
     [
         ({"width": 100}, "100x512, expected multiples of 64"),
-        ({"height": 0}, "512x0, expected multiples of 64"),
+        ({"height": 0}, "height is 0, expected a whole number from 64 to 4096"),
+        ({"width": 2**20}, "width is 1048576, expected"),
         ({"fps": "fast"}, "'fast', expected one of low, medium, high"),
+        ({"noise_augmentation": -5}, "noise_augmentation is -5, expected a whole number from 0 to 999"),
+        ({"noise_augmentation": 1000}, "noise_augmentation is 1000, expected"),
+        ({"keyframes": 1}, "frames is 1, expected a whole number from 2 to 240"),
+        ({"keyframes": 2.5}, "frames is 2.5, expected a whole number"),
+        ({"guidance_weight_image": float("nan")}, "image_guidance is nan, expected a number from 0 to 30"),
+        ({"steps": (50, 0, 10)}, "steps is 0, expected a whole number from 1 to 1000"),
+        ({"seed": -1}, "seed is -1, expected"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_pipeline(torch.float32)("a cat", **arguments)
+
+
+def test_a_file_without_a_null_embedding_asks_for_a_negative_prompt():
+    tensors, _ = golden("loops")
+    pipe, texts = build_pipeline(torch.float32), ((tensors["context"], tensors["context_mask"]), None)
+    pipe.keyframe = pipe.keyframe[0], None
+    with pytest.raises(ValueError, match="holds no null embedding: give a negative prompt"):
+        pipe.first_frame(texts, FirstFrame(64, 64), Run(1))
+
+
+def test_what_only_the_nodes_can_do_is_refused(weights):
+    pipe, frame = get_T2V_pipeline("cpu", weights), torch.zeros(1, 4, 1, 8, 8)
+    texts = pipe.encode_text("a red fox")
+    held = Keyframes(2, conditions=(FrameCondition(frame, -1, show=False, hold=True),))
+    for settings in (held, Keyframes(2, init_video=torch.zeros(1, 4, 2, 8, 8))):
+        with pytest.raises(ValueError, match="neither holds frames nor starts from a clip: use the nodes"):
+            pipe.keyframes(texts, frame, settings, Run(1))
+    for run in (Run(1, denoise=0.5), Run(1, sampler="euler"), Run(1, sigmas=torch.ones(2))):
+        with pytest.raises(ValueError, match="leave out sampler, sigmas and denoise"):
+            pipe.first_frame(texts, FirstFrame(64, 64), run)
+
+
+def test_curves_and_shown_frames_reach_the_python_call(weights):
+    pipe, frame = get_T2V_pipeline("cpu", weights), torch.zeros(1, 4, 1, 8, 8)
+    texts = pipe.encode_text("a red fox")
+
+    def sample(**settings):
+        return pipe.keyframes(texts, frame, Keyframes(3, **settings), Run(2))
+
+    plain, rising = sample(), Curve(((0, 1.0), (2, 30.0)), "linear")
+    for parameter in Keyframes.CURVED:
+        assert not torch.equal(sample(curves=(ParameterCurve(parameter, rising),)), plain), parameter
+    assert not torch.equal(sample(conditions=(FrameCondition(frame + 1, -1, show=True, hold=False),)), plain)
+    clip = torch.zeros(1, 4, 3, 8, 8)
+    gaps = [pipe.interpolate(texts, clip, Interpolation(skip), Run(1)) for skip in (3, (3, 3), (3, 7))]
+    torch.testing.assert_close(gaps[0], gaps[1], atol=1e-5, rtol=0)
+    assert (gaps[0] - gaps[2]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="3 gap lengths, but 2 gaps between 3 frames"):
+        pipe.interpolate(texts, clip, Interpolation((1, 2, 3)), Run(1))
 
 
 def test_unknown_motion_warns_and_means_medium(caplog):
@@ -188,10 +236,11 @@ def test_progress_can_cancel_and_nan_is_named():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe.first_frame(texts, 64, 64, 1.0, 5, 0, progress=stop)
+        pipe.first_frame(texts, FirstFrame(64, 64, 1.0), Run(5), progress=stop)
     assert seen == [("first frame", step, 5) for step in range(3)]
+    texts[0][0].fill_(float("nan"))
     with pytest.raises(ValueError, match="first frame ended in NaN"):
-        pipe.first_frame(texts, 64, 64, float("nan"), 2, 0)
+        pipe.first_frame(texts, FirstFrame(64, 64, 1.0), Run(2))
 
 
 @pytest.fixture(scope="module")
@@ -240,16 +289,16 @@ def test_the_seed_reaches_every_stage(weights):
     texts = pipe.encode_text("a red fox")
     frame, clip = torch.zeros(1, 4, 1, 8, 8), torch.zeros(1, 4, 2, 8, 8)
     stages = [
-        lambda seed: pipe.first_frame(texts, 64, 64, 1.0, 2, seed),
-        lambda seed: pipe.keyframes(texts, frame, 10, 20, 1.0, 1.0, 2, seed, count=2),
-        lambda seed: pipe.interpolate(texts, clip, 3, 0.5, 2, seed),
+        lambda seed: pipe.first_frame(texts, FirstFrame(64, 64, 1.0), Run(2, seed)),
+        lambda seed: pipe.keyframes(texts, frame, Keyframes(2), Run(2, seed)),
+        lambda seed: pipe.interpolate(texts, clip, Interpolation(), Run(2, seed)),
     ]
     for stage in stages:
         assert torch.equal(stage(1), stage(1)) and not torch.equal(stage(1), stage(2))
 
 
 def test_every_part_has_its_own_type(weights):
-    pipe = get_T2V_pipeline(dict.fromkeys(PARTS, "cpu"), weights, dtype_map={"keyframe_unet": torch.bfloat16})
+    pipe = get_T2V_pipeline(dict.fromkeys(FILE_STEMS, "cpu"), weights, dtype_map={"keyframe_unet": torch.bfloat16})
     types = [next(module.parameters()).dtype for module in (pipe.keyframe[0], pipe.interpolation[0], pipe.text_model)]
     assert types == [torch.bfloat16, torch.float32, torch.float32]
     assert pipe("a fox", width=64, height=64, fps="low", steps=(1, 1, 1), keyframes=2)[0].size == (64, 64)

@@ -81,11 +81,15 @@ class Perfect(torch.nn.Module):
         super().__init__()
         self.answer = answer
 
-    def read_text(self, context, mask):
-        return {"context": context, "mask": mask}
-
-    def forward(self, x, time, text, **conditions):
-        self.given = {"x": x, "time": time, **text, **conditions}
+    def forward(self, x, time, texts, **conditions):
+        [text] = texts
+        self.given = {
+            "x": x,
+            "time": time,
+            "context": text.tokens,
+            "mask": (text.mask[:, 0, 0] == 0).long(),
+            **conditions,
+        }
         return self.answer(x, time)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 
+from kv_core.networks.attention import Text
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.operations import TorchOperations
@@ -49,7 +50,7 @@ def test_keyframe_unet(name, mode, dtype, tolerance):
         out = unet(
             x,
             tensors[f"{mode}.time"].to(dtype),
-            unet.read_text(tensors[f"{mode}.context"].to(dtype), tensors[f"{mode}.context_mask"]),
+            Text.unpadded(tensors[f"{mode}.context"].to(dtype), tensors[f"{mode}.context_mask"]),
             mode=mode,
             **scores,
         )
@@ -72,7 +73,7 @@ def test_interpolation_unet(variant, dtype, tolerance):
         out = unet(
             x,
             tensors["time"],
-            unet.read_text(tensors["context"].to(dtype), tensors["context_mask"], tensors["perturbation_time"]),
+            Text.unpadded(tensors["context"].to(dtype), tensors["context_mask"]),
             temporal_mask=tensors["temporal_mask"].reshape(2, groups)[:, 0],
             skip_frames=tensors["skip_frames"],
             perturbation_time=tensors["perturbation_time"],

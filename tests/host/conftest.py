@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.golden_parts import (  # noqa: F401
+    adapters,
+    calls,
+    interpolation_model,
+    keyframe_model,
+    parts,
+    stages,
+)
 from tests.support.tiny_clip import clip  # noqa: F401
 from tests.support.tiny_parts import tiny  # noqa: F401
 from tools.comfy.editor import Editor

@@ -206,7 +206,7 @@ WRONG_FILES = {
     "the MoVQ as temporal MoVQ": ("video_movq", "video_movq_name", copy(MOVQ), "Load MoVQ takes it"),
     "an encoder as projections": ("text_encoder", "projections_name", copy(TEXT_ENCODER), "a T5 encoder"),
     "a U-Net as encoder": ("text_encoder", "text_encoder_name", copy(KEYFRAMES), "the keyframe U-Net", "Load U-Net"),
-    "a folder without tokenizer": ("text_encoder", "text_encoder_name", bare_folder, "no tokenizer", "copy Flan-UL2's"),
+    "a folder without tokenizer": ("text_encoder", "text_encoder_name", bare_folder, "no tokenizer.json", "Flan-UL2's"),
     "a cut U-Net": ("keyframe_unet", "unet_name", cut(KEYFRAMES), "cut short", "download"),
     "a cut MoVQ": ("movq", "movq_name", cut(MOVQ), "cut short", "download"),
     "cut projections": ("text_encoder", "projections_name", cut(PROJECTIONS), "cut short", "download"),
@@ -220,6 +220,19 @@ def test_wrong_files(server, complaint, case):
     name = case if write is bare_folder else f"{case}.safetensors"
     put_file(server, input, name, write)
     assert_sentence(complaint(chain("frames.file", **{id: {input: name}})), *words)
+
+
+def test_the_editor_shows_the_sentence_after_a_plain_type(server):
+    put_file(server, "movq_name", "page.safetensors", lambda path: path.write_text("<html>"))
+    done = server.client.run(chain("frames.file", movq={"movq_name": "page.safetensors"}))
+    [shown] = [data for kind, data in done.events if kind == "execution_error"]
+    assert shown["exception_type"] == "ValueError"
+    assert_sentence(shown["exception_message"].strip(), "page.safetensors is a web page")
+
+
+def test_the_named_loaders_are_nodes(pack, pack_nodes):
+    titles = {node.define_schema().display_name for node in pack_nodes.values()}
+    assert set(pack.nodes.host.files.LOADED_BY.values()) <= titles
 
 
 class Malicious:

@@ -51,7 +51,7 @@ def test_keyframes_are_the_stage_s_own(tiny, published):
 
 @pytest.mark.parametrize("kind", ["keyframes", "video"])
 def test_gaps_are_the_stage_s_own(tiny, published, kind):
-    frames = tiny.latent(kind, tiny.encode(CIRCLE, [0.0, 2.0, 4.0]), **({"passes": 1} if kind == "video" else {}))
+    frames = tiny.latent(kind, tiny.encode(CIRCLE, [0.0, 2.0, 4.0]), **({"frame_rate": 8.2} if kind == "video" else {}))
     given = {
         "model": tiny.interpolation_unet,
         "positive": tiny.text(PROMPT),

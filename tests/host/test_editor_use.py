@@ -11,6 +11,7 @@ from tests.host.test_workflows import graphs_of
 from tools.authoring import notes, templates
 from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK
+from tools.download.places import PLACES
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
 
@@ -199,7 +200,7 @@ def test_a_missing_file_is_offered_for_download(address, name):
             part = notes.TINY.get(value) if isinstance(value, str) else None
             if part is not None and part.file:
                 node["widgets_values"][i] = part.file
-                expected[part.file] = part.folder
+                expected[part.file] = PLACES[part.part].folder
 
     async def use():
         async with opened(address) as editor:

@@ -10,6 +10,7 @@ from training import world
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"
 END = world.positions(CIRCLE, torch.tensor([11.0]))[0, 0].tolist()  # where a clip of medium speed ends
+BLUE = "a blue circle on a black background"
 
 
 def given(tiny, frames, position, use="hold", previous=()):
@@ -69,13 +70,13 @@ def test_of_two_conditions_for_a_place_only_the_later_one_counts(tiny):
 
 def test_what_is_shown_reaches_the_unet(tiny, adapters, monkeypatch):
     seen = []
-    forward = adapters.model.HostKeyframeUNet._forward
+    forward = adapters.unets.HostKeyframeUNet._forward
 
     def watched(self, x, *arguments, **conditions):
         seen.append(x[:, 4:])
         return forward(self, x, *arguments, **conditions)
 
-    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", watched)
+    monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", watched)
     last = at(tiny, END)
     for use, mask in (("show", [1] + [0] * 10 + [1]), ("hold", [1] + [0] * 11)):
         tiny.keyframes(CIRCLE, PROMPT, steps=1, noise_augmentation=0, frame_conditions=given(tiny, last, -1, use))
@@ -102,7 +103,9 @@ def test_first_and_last_frame(tiny):
 def test_video_to_video_keeps_the_motion_and_changes_the_colour(tiny, clip):
     blue = at(tiny, (16, 30), "blue")
     plain, half = (
-        tiny.keyframes(CIRCLE, "a blue circle on a black background", first_frame=blue, start=clip, denoise=denoise)
+        tiny.keyframes(
+            CIRCLE, "a blue circle on a black background", first_frame=blue, init_video=clip, denoise=denoise
+        )
         for denoise in (1.0, 0.6)
     )
     track = tiny.read_single(clip).centre
@@ -117,16 +120,16 @@ def test_video_to_video_keeps_the_motion_and_changes_the_colour(tiny, clip):
 
 def test_denoise_says_where_it_begins(tiny, clip, adapters, monkeypatch):
     timesteps = []
-    forward = adapters.model.HostKeyframeUNet._forward
+    forward = adapters.unets.HostKeyframeUNet._forward
 
     def watched(self, x, times, *arguments, **conditions):
         timesteps.append(int(times[0]))
         return forward(self, x, times, *arguments, **conditions)
 
-    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", watched)
+    monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", watched)
     for denoise, expected in ((1.0, [750, 500, 250, 0]), (0.5, [375, 250, 125, 0]), (0.003, [2, 1, 0])):
         timesteps.clear()
-        out = tiny.keyframes(CIRCLE, PROMPT, steps=4, start=clip, denoise=denoise)["samples"]
+        out = tiny.keyframes(CIRCLE, PROMPT, steps=4, init_video=clip, denoise=denoise)["samples"]
         assert timesteps == expected
     torch.testing.assert_close(out, clip["samples"], atol=0.1, rtol=0)
     timesteps.clear()
@@ -139,7 +142,7 @@ def extend(tiny, clip, count, text=PROMPT, **more):
     one = tiny.node("PickFrames", samples=clip, position=-count, count=1)
     conditions = given(tiny, tail, 0, previous=more.pop("previous", ()))
     second = tiny.keyframes(CIRCLE, text, first_frame=one, frame_conditions=conditions, **more)
-    return tiny.node("JoinClips", first=clip, second=second, shared=count)
+    return tiny.node("JoinClips", first=clip, second=second, overlap=count)
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -169,7 +172,7 @@ WRONG = {
         r"Sample Keyframes, condition 1 puts 12 frame\(s\) at 1, but the clip has frames 0 to 11",
     ),
     "another length": (
-        lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frames=8, start=clip),
+        lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frames=8, init_video=clip),
         "Sample Keyframes needs a start of 8 frames and 64x64 pixels, but got 12 frames and 64x64: set frames",
     ),
     "frames that are not there": (
@@ -177,11 +180,11 @@ WRONG = {
         r"Pick Frames takes 3 frame\(s\) at -2, but the clip has frames 0 to 11",
     ),
     "another kind": (
-        lambda tiny, clip: tiny.node("JoinClips", first=clip, second={**clip, "kind": "video"}, shared=1),
+        lambda tiny, clip: tiny.node("JoinClips", first=clip, second={**clip, "kind": "video"}, overlap=1),
         "one kind and size, but got keyframes 64x64 and video 64x64",
     ),
     "more shared than there are": (
-        lambda tiny, clip: tiny.node("JoinClips", first=clip, second=clip, shared=13),
+        lambda tiny, clip: tiny.node("JoinClips", first=clip, second=clip, overlap=13),
         "needs 13 shared frames in both clips, but they have 12 and 12: lower shared",
     ),
 }

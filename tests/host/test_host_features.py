@@ -26,13 +26,13 @@ def test_no_call_is_made_for_branches_without_weight(stages, keyframe_model, int
 
 
 def test_the_null_embedding_as_negative_prompt_changes_nothing(stages, adapters, keyframe_model):
-    null = adapters.guiders.null_conditioning(keyframe_model.model, stages.text)
+    null = adapters.prompts.null_conditioning(keyframe_model.model.null_embedding, stages.text)
     expected = stages.keyframes(keyframe_model, steps=3)
     assert torch.equal(stages.keyframes(keyframe_model, steps=3, negative=null), expected)
 
 
 def test_a_negative_prompt_keeps_its_own_length(stages, keyframe_model, calls, monkeypatch):
-    negative = [[torch.ones(1, 3, 32), {"attention_mask": torch.ones(1, 3, dtype=torch.long), "projection": "base"}]]
+    negative = stages.encoded(torch.ones(1, 3, 32), torch.ones(1, 3, dtype=torch.long))
     out = stages.keyframes(keyframe_model, steps=3, negative=negative)
     assert not torch.allclose(out, stages.keyframes(keyframe_model, steps=3), atol=1e-3)
     assert [shape[0] for shape in calls[:3]] == [3, 3, 3], "texts of any length go together"
@@ -62,14 +62,14 @@ def test_prompts_for_a_part_of_the_run(stages, keyframe_model):
     def ranged(text, *part):
         return ConditioningSetTimestepRange().set_range(text, *part)[0]
 
-    first, other = stages.text, [[torch.randn(1, 3, 32), stages.text[0][1] | {"attention_mask": torch.ones(1, 3)}]]
+    first, other = stages.text, stages.encoded(torch.randn(1, 3, 32), torch.ones(1, 3))
     whole = stages.keyframes(keyframe_model, steps=4)
     assert torch.equal(stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 1.0)), whole)
     both = ranged(first, 0.0, 0.4) + ranged(other, 0.4, 1.0)
     assert not torch.allclose(stages.keyframes(keyframe_model, steps=4, positive=both), whole, atol=1e-3)
-    with pytest.raises(ValueError, match="Sample Keyframes has no positive prompt that counts at step 2 of 4: let the"):
+    with pytest.raises(ValueError, match="Sample Keyframes has no active positive prompt at step 2 of 4: let the"):
         stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 0.4))
-    with pytest.raises(ValueError, match="no negative prompt that counts at step 1 of 4"):
+    with pytest.raises(ValueError, match="no active negative prompt at step 1 of 4"):
         stages.keyframes(keyframe_model, steps=4, negative=ranged(other, 0.4, 1.0))
 
 
@@ -77,7 +77,7 @@ def test_prompts_for_a_part_of_the_run(stages, keyframe_model):
 def little_memory(adapters, monkeypatch):
     """U-Nets that run out of memory with more than one branch at once; their calls' numbers of branches."""
     calls = []
-    for unet in (adapters.model.HostKeyframeUNet, adapters.model.HostInterpolationUNet):
+    for unet in (adapters.unets.HostKeyframeUNet, adapters.unets.HostInterpolationUNet):
 
         def forward(self, x, *arguments, forward=unet._forward, **conditions):
             calls.append(len(x))
@@ -103,20 +103,9 @@ def test_one_branch_that_does_not_fit_is_an_error(stages, keyframe_model, adapte
     def never(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", never)
+    monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError):
         stages.keyframes(keyframe_model, steps=1)
-
-
-def test_each_prompt_is_read_once_a_run(stages, keyframe_model):
-    unet, read = keyframe_model.model.diffusion_model, []
-    key = unet.feature_pooling.attention.to_key
-    handle = key.register_forward_hook(lambda *_: read.append(1))
-    try:
-        stages.keyframes(keyframe_model, steps=3)
-    finally:
-        handle.remove()
-    assert len(read) == 3, "one for each branch, not one a step"
 
 
 def test_a_seed_decides_everything_and_leaves_the_global_state_alone(stages, keyframe_model):
@@ -256,9 +245,9 @@ def test_wrong_models_and_texts_are_refused(stages, keyframe_model, interpolatio
         stages.first_frame(interpolation_model)
     with pytest.raises(ValueError, match="Interpolate Frames needs the interpolation U-Net.*got the keyframe U-Net"):
         stages.interpolation(keyframe_model)
-    with pytest.raises(ValueError, match="needs finite guidance, but got nan, 3.0"):
+    with pytest.raises(ValueError, match="text_guidance is nan, expected a number from 0 to 30"):
         stages.keyframes(keyframe_model, text_guidance=float("nan"))
-    narrow = [[torch.zeros(1, 4, 16), {"attention_mask": torch.ones(1, 4), "projection": "base"}]]
+    narrow = stages.encoded(torch.zeros(1, 4, 16), torch.ones(1, 4))
     with pytest.raises(ValueError, match="negative of width 32, but got 16"):
         stages.keyframes(keyframe_model, negative=narrow)
     fitting = [[torch.zeros(1, 4, 32), {"attention_mask": torch.ones(1, 4)}]]

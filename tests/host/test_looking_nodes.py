@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation import benchmark
-from kv_core.pictures import sheets as looking
+from kv_core.pictures import sheets as sheets_of
 from kv_core.sampling.diffusion import SeededNoise
 from tests.support.tiny_clip import PROMPT
 from training import world
@@ -14,10 +14,10 @@ def test_a_contact_sheet_shows_every_frame(clip):
     keyframes, movq = clip.results["keyframes"], clip.results["movq"]
     images = clip.node("DecodeImage", movq=movq, samples=keyframes)
     sheet = clip.node("ContactSheet", samples=keyframes, columns=5, numbers=False, movq=movq)
-    step = 64 + looking.GAP
-    assert sheet.shape == (1, 3 * step + looking.GAP, 5 * step + looking.GAP, 3)
+    step = 64 + sheets_of.GAP
+    assert sheet.shape == (1, 3 * step + sheets_of.GAP, 5 * step + sheets_of.GAP, 3)
     for index, image in enumerate(images):
-        y, x = (looking.GAP + place * step for place in divmod(index, 5))
+        y, x = (sheets_of.GAP + place * step for place in divmod(index, 5))
         torch.testing.assert_close(sheet[0, y : y + 64, x : x + 64], image, atol=1e-6, rtol=0)
 
 
@@ -57,30 +57,6 @@ def test_a_difference_needs_one_size(clip):
         clip.nodes("Difference", samples=clip.results["keyframes"], other=clip.results["video"], brightest=0.0)
 
 
-def test_report(clip):
-    lines = clip.node("Report", samples=clip.results["video"]).splitlines()
-    stages = [line.split(":")[0] for line in lines]
-    assert stages == ["Encode Image", "Sample Keyframes", "Interpolate Frames", "All"]
-    history = clip.results["video"]["history"]
-    assert f"All: {sum(one['seconds'] for one in history):.1f} s" in lines[-1]
-    assert f"at most {max(one['peak_gb'] for one in history):.2f} GB" in lines[-1]
-    bare = {"samples": torch.zeros(1, 4, 1, 8, 8), "kind": "frame"}
-    assert clip.node("Report", samples=bare).startswith("No stage is recorded")
-
-
-def test_a_record_goes_with_frames_that_are_picked_and_joined(clip):
-    keyframes = clip.results["keyframes"]
-    frame = clip.node("PickFrames", samples=keyframes, position=-1, count=1)
-    second = clip.node("Keyframes", **clip.keyframes | {"first_frame": frame, "steps": 2, "start": keyframes})
-    joined = clip.node("JoinClips", first=keyframes, second=second, shared=1)
-    gaps = {"samples": torch.zeros(1, 12, joined["samples"].shape[2] - 1, 8, 8)}
-    lines = clip.node("Report", samples=clip.node("FillGaps", samples=joined, gaps=gaps)).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["Encode Image", "Sample Keyframes", "Sample Keyframes", "All"]
-    other = clip.node("EncodeFrames", movq=clip.results["movq"], images=torch.zeros(12, 64, 64, 3), width=64, height=64)
-    begun = clip.node("Keyframes", **clip.keyframes | {"steps": 2, "start": other})
-    assert [record["stage"] for record in begun["history"]] == ["Encode Image", "Encode Frames", "Sample Keyframes"]
-
-
 @pytest.fixture(scope="module")
 def grid(clip):
     """Scores and levels of a grid, its clips and its sheets."""
@@ -103,10 +79,9 @@ def test_motion_grid(clip, grid):
     assert len(clips) == 6 and {tuple(one["samples"].shape) for one in clips} == {(1, 4, 12, 8, 8)}
     alone = clip.sample(motion="custom", motion_score=10, noise_augmentation=600, steps=20)
     assert torch.equal(clips[4]["samples"], alone), "a cell is what Sample Keyframes gives"
-    assert clips[4]["history"][-1]["stage"] == "Motion Grid, motion 10, noise 600"
     cells = torch.stack([clip.node("DecodeImage", movq=clip.results["movq"], samples=one) for one in clips])
     titles = ["noise 20", "noise 600"], ["motion 1", "motion 10", "motion 100"]
-    expected = looking.table_sheet(cells[:, 11].unflatten(0, (2, 3)), *titles)
+    expected = sheets_of.table_sheet(cells[:, 11].unflatten(0, (2, 3)), *titles)
     assert len(sheets) == 12 and torch.equal(sheets[11], expected)
 
 
@@ -173,32 +148,21 @@ def maps_of(clip, adapters, timestep, model=None):
 
 
 def test_attention_maps_are_the_models_own(clip, adapters):
-    from comfy.patcher_extension import WrappersMP
-
     maps = maps_of(clip, adapters, 500)
     words = len(PROMPT.split()) + 1
     assert {level: tuple(one.shape) for level, one in maps.items()} == {1: (12, 4, 4, words), 2: (12, 2, 2, words)}
     for one in maps.values():
         torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:-1]))
-    model = clip.results["keyframe_unet"]
-    assert not model.get_all_wrappers(WrappersMP.DIFFUSION_MODEL), "the model itself is left alone"
-    assert "optimized_attention_override" not in model.model_options["transformer_options"]
+    unet = clip.results["keyframe_unet"].model.diffusion_model
+    assert not any(module._forward_pre_hooks for module in unet.modules()), "the model itself is left alone"
 
 
-def test_attention_maps_leave_other_attention_as_it_is(clip, adapters):
-    model, calls = clip.results["keyframe_unet"].clone(), []
-
-    def count(function, *arguments, **more):
-        calls.append(1)
-        return function(*arguments, **more)
-
-    model.model_options["transformer_options"]["optimized_attention_override"] = count
-    patched = maps_of(clip, adapters, 500, model)
-    unet = model.model.diffusion_model
-    # Self-attention, attention over time and to the text, on levels 1 and 2, down and up.
-    assert len(calls) == 3 * 4 == 3 * sum(1 for level in (*unet.down_samples, *unet.up_samples) if level.number)
-    for level, one in maps_of(clip, adapters, 500).items():
-        assert torch.equal(one, patched[level])
+def test_attention_maps_skip_levels_that_are_switched_off(clip, adapters):
+    model = adapters.patches.switch_off(clip.results["keyframe_unet"], cross_attention=(2,))
+    assert maps_of(clip, adapters, 500, model).keys() == {1}
+    with pytest.raises(ValueError, match="found no attention to the prompt at noise level 500: it is switched off"):
+        maps_of(clip, adapters, 500, adapters.patches.switch_off(model, cross_attention=(1,)))
+    assert maps_of(clip, adapters, 500).keys() == {1, 2}, "the model itself is left alone"
 
 
 def test_attention_maps_see_all_frames_behind_context_windows(clip, adapters):

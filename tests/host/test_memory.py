@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kv_core.networks.attention import Text
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
@@ -31,7 +32,7 @@ def meta(*shape, dtype=HALF):
 def text(unet, branches):
     mask = torch.zeros(branches, 50, dtype=torch.long)
     mask[0, :49], mask[1:, 0] = 1, 1
-    return unet.read_text(meta(branches, 50, 4096), mask)
+    return Text.unpadded(meta(branches, 50, 4096), mask)
 
 
 FACTORY = {"operations": Operations, "dtype": HALF, "device": "meta"}
@@ -130,4 +131,4 @@ def test_room_for_a_cast_weight_is_asked_for(parts, adapters, dtype, cast):
     patcher = parts.text_patcher(dtype)
     sizes = patcher.model.text_encoder.encoder.config
     expected = adapters.memory.text_encode(128, sizes.d_model, sizes.d_ff, cast)
-    assert adapters.parts.TextEncoder(patcher, None)._memory_required() == expected
+    assert adapters.text_encoder.TextEncoder(patcher, None)._memory_required() == expected

@@ -22,8 +22,8 @@ DISPLAY_NAMES = {
     "KandinskyVideoKeyframes": "Sample Keyframes (U-Net3D)",
     "KandinskyVideoInterpolate": "Interpolate Frames (U-Net3D)",
     "KandinskyVideoDecodeVideo": "Decode Video (temporal MoVQ)",
-    "KandinskyVideoToLatent": "Kandinsky Video Latent to Latent",
-    "KandinskyVideoFromLatent": "Latent to Kandinsky Video Latent",
+    "KandinskyVideoToLatent": "Export Latent",
+    "KandinskyVideoFromLatent": "Import Latent",
     "KandinskyVideoChooseFirstPicture": "Choose First Picture",
     "KandinskyVideoChooseFrameRate": "Choose Frame Rate",
     "KandinskyVideoEncodeFrames": "Encode Frames (MoVQ)",
@@ -33,14 +33,13 @@ DISPLAY_NAMES = {
     "KandinskyVideoDifference": "Latent Difference",
     "KandinskyVideoMotionGrid": "Motion Grid",
     "KandinskyVideoAttentionMaps": "Attention Maps",
-    "KandinskyVideoReport": "Stage Report",
     "KandinskyVideoDDPM": "DDPM (published)",
     "KandinskyVideoSigmas": "Published Schedule",
     "KandinskyVideoFirstFrameGuider": "First Frame Guider",
     "KandinskyVideoKeyframeGuider": "Keyframe Guider",
     "KandinskyVideoInterpolationGuider": "Interpolation Guider",
     "KandinskyVideoFillGaps": "Fill Gaps",
-    "KandinskyVideoSchedule": "Schedule",
+    "KandinskyVideoParameterCurve": "Parameter Curve",
     "KandinskyVideoTextOverTime": "Encode Text over Time",
     "KandinskyVideoFrameCondition": "Frame Condition",
     "KandinskyVideoPickFrames": "Pick Frames",
@@ -184,40 +183,36 @@ def test_interpolation_needs_two_frames(execute, sockets):
         ("keyframes", "7", 7),
     ],
 )
-def test_skip_frames(execute, sockets, adapters, monkeypatch, kind, skip_frames, expected):
-    def sample(model, positive, negative, samples, skip, *_):
-        assert skip == expected
-        return samples
-
-    monkeypatch.setattr(adapters.sampling, "sample_interpolation", sample)
-    given = sockets.latent(kind, torch.zeros(1, 4, 3, 8, 8), **({"passes": 1} if kind == "video" else {}))
-    settings = {"model": None, "positive": None, "guidance": 0.5, "steps": 1, "seed": 0}
-    (video,) = execute("Interpolate", samples=given, skip_frames=skip_frames, **settings)
-    assert (video["kind"], video["passes"]) == ("video", 2 if kind == "video" else 1)
+def test_skip_frames(pack, sockets, kind, skip_frames, expected):
+    given = sockets.latent(kind, torch.zeros(1, 4, 3, 8, 8))
+    _, settings = pack.nodes.interpolation.settings(given, skip_frames)
+    assert settings.skip_frames == expected
 
 
 @pytest.mark.parametrize("motion, score", [("low", 1), ("medium", 10), ("high", 50), ("extreme", 100), ("custom", 33)])
-def test_motion(execute, sockets, adapters, monkeypatch, motion, score):
-    def sample(model, positive, negative, first_frame, frames, motion_score, *_):
-        assert motion_score == score
-        return first_frame
+def test_motion(pack, motion, score):
+    assert pack.nodes.keyframes.settings(motion, 33, None, frames=2).motion_score == score
 
-    monkeypatch.setattr(adapters.sampling, "sample_keyframes", sample)
-    (keyframes,) = execute(
-        "Keyframes",
-        model=None,
-        positive=None,
-        first_frame=sockets.latent("frame", torch.zeros(1, 4, 1, 8, 8)),
-        frames=2,
-        motion=motion,
-        motion_score=33,
-        noise_augmentation=20,
-        text_guidance=5.0,
-        image_guidance=2.0,
-        steps=1,
-        seed=0,
-    )
-    assert keyframes["kind"] == "keyframes"
+
+PACE = 12 / 5.5  # keyframes per second as they are sampled
+
+
+def test_clips_keep_their_pace(execute, sockets):
+    """Cut, joined, cross-faded and taken through the host's nodes, a clip neither speeds up nor slows down."""
+    clip = sockets.latent("keyframes", torch.rand(1, 4, 12, 8, 8))
+    assert clip["frame_rate"] == pytest.approx(PACE)
+    (picked,) = execute("PickFrames", samples=clip, position=-4, count=4)
+    (joined,) = execute("JoinClips", first=clip, second=clip, overlap=4)
+    assert (picked["frame_rate"], joined["frame_rate"], joined["samples"].shape[2]) == (*[pytest.approx(PACE)] * 2, 20)
+    (video,) = execute("CrossFade", samples=clip)
+    (longer,) = execute("CrossFade", samples=joined)
+    assert video["frame_rate"] == pytest.approx(45 / 5.5)
+    assert longer["frame_rate"] == pytest.approx(PACE * 77 / 20), "as long as before it was faded"
+    (back,) = execute("FromLatent", latent=execute("ToLatent", samples=picked)[0], kind="keyframes")
+    assert back["frame_rate"] == picked["frame_rate"]
+    (twice,) = execute("CrossFade", samples=video)
+    _, rate = execute("DecodeVideo", video_movq=Blank(0.0), samples=twice)
+    assert rate == pytest.approx(177 / 5.5)
 
 
 def test_two_pictures_become_keyframes_through_the_hosts_nodes(execute, sockets):
@@ -239,13 +234,6 @@ def test_two_pictures_become_keyframes_through_the_hosts_nodes(execute, sockets)
         assert keyframes["kind"] == "keyframes"
 
 
-def test_a_video_keeps_its_passes_through_the_hosts_nodes(execute, sockets):
-    video = sockets.latent("video", torch.rand(1, 4, 5, 8, 8), passes=2)
-    (latent,) = execute("ToLatent", samples=video)
-    (back,) = execute("FromLatent", latent=latent, kind="video")
-    assert back.keys() == video.keys() and torch.equal(back["samples"], video["samples"]) and back["passes"] == 2
-
-
 @pytest.mark.parametrize(
     "shape, kind, sentence",
     [
@@ -263,7 +251,7 @@ def test_pictures_are_taken_exactly(pack, pack_nodes):
     values = numpy.arange(256 * 3, dtype=numpy.uint8).reshape(1, 16, 16, 3)
     image = torch.from_numpy(values).float() / 255
     alpha = torch.rand(1, 16, 16, 1)
-    to_picture = pack.nodes.movq.to_picture
+    to_picture = pack.nodes.pictures.to_picture
     for given in (image, torch.cat([image, alpha], dim=-1)):
         assert numpy.array_equal(numpy.asarray(to_picture(given)), values[0])
     grey = to_picture(image[..., :1])
@@ -271,7 +259,7 @@ def test_pictures_are_taken_exactly(pack, pack_nodes):
 
 
 def test_a_batch_of_pictures_is_refused(execute):
-    with pytest.raises(ValueError, match="takes one picture, but got 2: pick one with ImageFromBatch"):
+    with pytest.raises(ValueError, match="takes one image, but got 2: pick one with ImageFromBatch"):
         execute("EncodeImage", movq=None, image=torch.zeros(2, 64, 64, 3), width=64, height=64)
 
 
@@ -288,10 +276,10 @@ class Blank:
 
 @pytest.mark.parametrize("value, expected", [(-2.0, 0), (0.0, 127), (0.999, 254), (2.0, 255)])
 def test_frames_are_8_bit_and_rounded_down(execute, sockets, value, expected):
-    video = sockets.latent("video", torch.zeros(1, 4, 44, 1, 1), passes=1)
+    video = sockets.latent("video", torch.zeros(1, 4, 44, 1, 1), frame_rate=8.2)
     images, frame_rate = execute("DecodeVideo", video_movq=Blank(value), samples=video)
     assert images.shape == (44, 8, 8, 3) and (images * 255 - expected).abs().max() < 1e-4
-    assert frame_rate == 8.0
+    assert frame_rate == 8.2
 
 
 @pytest.mark.parametrize("given, sides", [({}, 0), ({"tile_size": 256}, 32)])
@@ -302,7 +290,7 @@ def test_tiles_are_counted_in_latent_pixels(execute, sockets, given, sides):
 
 
 def test_a_black_video_of_nan_is_an_error(execute, sockets):
-    video = sockets.latent("video", torch.zeros(1, 4, 5, 1, 1), passes=1)
+    video = sockets.latent("video", torch.zeros(1, 4, 5, 1, 1), frame_rate=8.2)
     with pytest.raises(ValueError, match="MoVQ gave NaN.*fp32.*file again"):
         execute("DecodeVideo", video_movq=Blank(float("nan")), samples=video)
 
@@ -393,6 +381,6 @@ def test_the_packs_own_models_are_found(pack_nodes, adapters):
 
 def test_files_of_other_parts_are_refused_by_name(parts, adapters):
     with pytest.raises(ValueError, match="holds the temporal MoVQ instead of the image MoVQ"):
-        adapters.parts.load_movq(parts._movqs["video_movq"], "image_movq")
+        adapters.movq.load_movq(parts._movqs["video_movq"], "image_movq")
     with pytest.raises(ValueError, match="the node Load U-Net takes it"):
-        adapters.parts.load_movq(parts._keyframes, "image_movq")
+        adapters.movq.load_movq(parts._keyframes, "image_movq")

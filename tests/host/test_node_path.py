@@ -41,7 +41,7 @@ def test_interpolation(stages, interpolation_model, calls, skip_frames):
 def test_text(adapters, parts, caplog):
     tensors, _ = recipe.golden("text")
     tokens = Tokens(tensors["input_ids"], tensors["attention_mask"], cut=True)
-    encoder = adapters.parts.TextEncoder(parts.text_patcher(), lambda text: tokens)
+    encoder = adapters.text_encoder.TextEncoder(parts.text_patcher(), lambda text: tokens)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         for projection in ("base", "interpolation"):
             context, mask = encoder.encode("a prompt", f"projection_{projection}")

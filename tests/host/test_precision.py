@@ -66,7 +66,7 @@ def test_smaller_weights(pack_nodes, adapters, exact, dtype, least):
     changes = stored_as(dtype)
     small = run_here(pack_nodes, short(**changes))
     for part, patcher in patchers(small).items():
-        wanted = adapters.storage.WEIGHT_DTYPES[changes[part]["weight_dtype"]]
+        wanted = adapters.weights.WEIGHT_DTYPES[changes[part]["weight_dtype"]]
         assert {dtype_of(weight) for weight in layer_weights(patcher.model)} == {wanted}, part
     assert min(decibels(small, exact)) > least
 
@@ -75,7 +75,7 @@ def test_smaller_weights(pack_nodes, adapters, exact, dtype, least):
 def test_attention_kernels(pack_nodes, adapters, exact, monkeypatch, kernel):
     from comfy.ldm.modules import attention
 
-    for module in (adapters.model, adapters.parts):
+    for module in (adapters.weights, adapters.movq):
         monkeypatch.setattr(module, "optimized_attention", getattr(attention, f"attention_{kernel}"))
     other = run_here(pack_nodes, short())
     assert min(decibels(other, exact)) > 55

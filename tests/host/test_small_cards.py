@@ -51,7 +51,7 @@ def test_flan_ul2_is_streamed_in_less_than_3_gb(adapters, budget):
     import comfy.model_patcher
 
     card = torch.device("meta")
-    layers = adapters.parts._text_operations(HALF, torch.device("cpu"))
+    layers = adapters.text_encoder._text_operations(HALF, torch.device("cpu"))
     model = TextModel({}, operations=layers, dtype=HALF, device=card).requires_grad_(False)
     model.manual_cast_dtype = torch.float32
     patcher = comfy.model_patcher.ModelPatcher(model, card, torch.device("cpu"))

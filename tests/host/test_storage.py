@@ -12,7 +12,7 @@ from tools.host import ROOT
 @pytest.mark.parametrize("dtype, mapped", [("fp16", True), ("fp32", False)])
 def test_weights_of_the_files_type_stay_in_the_file(adapters, dtype, mapped):
     file = ROOT / "models/diffusion_models/kv-tiny/keyframes.safetensors"
-    network = adapters.model.load_unet(file, dtype).model.diffusion_model
+    network = adapters.unets.load_unet(file, dtype).model.diffusion_model
     ranges = [
         line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line
     ]
@@ -24,7 +24,7 @@ def test_weights_of_the_files_type_stay_in_the_file(adapters, dtype, mapped):
 def test_int8_rounds_every_row_to_its_own_scale(adapters, shape):
     sizes = torch.logspace(-3, 1, 6).view(-1, *[1] * (len(shape) - 1))
     weight = sizes * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    small = adapters.storage.to_int8(weight)
+    small = adapters.weights.to_int8(weight)
     largest = weight.flatten(1).abs().amax(1)
     error = (small.dequantize() - weight).flatten(1).abs().amax(1)
     assert small.nbytes == weight.numel() and torch.all(error <= largest / 127 / 2 * 1.001)

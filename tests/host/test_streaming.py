@@ -7,6 +7,8 @@ weight it can do neither with stays behind, and the operation that meets it ther
 import pytest
 import torch
 
+from kv_core.networks.attention import Text
+
 BUDGETS = [0, 0.5]  # shares of the weights that fit
 
 
@@ -20,14 +22,14 @@ def numbers(*shape):
 
 def text(model, branches):
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])[:branches]
-    return model.diffusion_model.read_text(on_card(branches, 7, 32), mask)
+    return Text.unpadded(on_card(branches, 7, 32), mask)
 
 
 def run_keyframes(model):
     return model.diffusion_model(
         on_card(3, 9, 4, 8, 8),
         on_card(3),
-        text=text(model, 3),
+        texts=text(model, 3),
         mode="video",
         motion_score=numbers(3, 4),
         noise_augmentation=numbers(3, 4),
@@ -35,14 +37,14 @@ def run_keyframes(model):
 
 
 def run_first_frame(model):
-    return model.diffusion_model(on_card(2, 9, 1, 8, 8), on_card(2), text=text(model, 2), mode="image")
+    return model.diffusion_model(on_card(2, 9, 1, 8, 8), on_card(2), texts=text(model, 2), mode="image")
 
 
 def run_interpolation(model):
     return model.diffusion_model(
         on_card(2, 20, 3, 8, 8),
         on_card(2),
-        text=text(model, 2),
+        texts=text(model, 2),
         temporal_mask=(True, False),
         skip_frames=numbers(2),
         perturbation_time=numbers(2),
@@ -76,7 +78,7 @@ def attention(adapters, monkeypatch):
     """A kernel that does not ask the device for its free memory, which this one cannot tell."""
     from comfy.ldm.modules.attention import attention_pytorch
 
-    for module in (adapters.model, adapters.parts):
+    for module in (adapters.weights, adapters.movq):
         monkeypatch.setattr(module, "optimized_attention", attention_pytorch)
 
 

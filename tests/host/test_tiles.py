@@ -24,7 +24,7 @@ def clip():
 def movqs(adapters):
     folder = ROOT / "models/vae/kv-tiny"
     return {
-        part: adapters.parts.load_movq(folder / f"{part.replace('image_', '')}.safetensors", part, "fp32")
+        part: adapters.movq.load_movq(folder / f"{part.replace('image_', '')}.safetensors", part, "fp32")
         for part in ("image_movq", "video_movq")
     }
 

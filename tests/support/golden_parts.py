@@ -12,6 +12,7 @@ from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.operations import TorchOperations
 from kv_core.networks.text_encoder import TextModel
+from kv_core.sampling.settings import FirstFrame, Interpolation, Keyframes, Run
 from tests.support import recipe
 
 MOVQ_SIZES = ("ch", "ch_mult", "num_res_blocks", "z_channels", "in_channels", "out_ch")
@@ -68,16 +69,16 @@ class Parts:
         self._text = write_text(folder)
 
     def keyframe_model(self, dtype="fp32"):
-        return self.adapters.model.load_unet(self._keyframes, dtype)
+        return self.adapters.unets.load_unet(self._keyframes, dtype)
 
     def interpolation_model(self, dtype="fp32"):
-        return self.adapters.model.load_unet(self._interpolation, dtype)
+        return self.adapters.unets.load_unet(self._interpolation, dtype)
 
     def movq(self, part, dtype="fp32"):
-        return self.adapters.parts.load_movq(self._movqs[part], part, dtype)
+        return self.adapters.movq.load_movq(self._movqs[part], part, dtype)
 
     def text_patcher(self, dtype="fp32"):
-        return self.adapters.parts.text_encoder_patcher(*self._text, dtype)
+        return self.adapters.text_encoder.text_encoder_patcher(*self._text, dtype)
 
 
 class GoldenNoise:
@@ -106,57 +107,63 @@ def frames_first(tensor):
     return rearrange(tensor, "f c h w -> 1 c f h w")
 
 
-class Stages:
-    """The three stages with the goldens' inputs; keyword arguments change them."""
+RUN = {"steps", "sampler", "sigmas", "denoise"}
+NOT_OF_STAGES = {*RUN, "positive", "negative"}
 
-    def __init__(self, sampling):
-        self.sampling = sampling
+
+class Stages:
+    """The three stages with the goldens' inputs; settings of the stage and of the run change them."""
+
+    def __init__(self, adapters):
+        self.sampling, self.guiders, self.prompts = adapters.sampling, adapters.guiders, adapters.prompts
         self.tensors, self.case = recipe.golden("loops")
         self.guidance = self.case["guidance"]
-        self.text = [[self.tensors["context"], {"attention_mask": self.tensors["context_mask"], "projection": "base"}]]
+        self.text = self.encoded(self.tensors["context"], self.tensors["context_mask"])
 
-    def first_frame(self, model, **changes):
-        settings = {
-            "positive": self.text,
-            "negative": None,
-            "width": 128,
-            "height": 128,
-            "guidance": self.guidance["first_frame"],
-            "steps": 50,
-            "noise": GoldenNoise("first_frame", lambda noise: noise[:, :, None]),
-        }
-        with torch.inference_mode():
-            return self.sampling.sample_first_frame(model, **settings | changes)
+    def first_frame(self, model, noise=None, **changes):
+        settings, run = self._split({"width": 128, "height": 128, "guidance": self.guidance["first_frame"]}, changes)
+        noise = noise or GoldenNoise("first_frame", lambda noise: noise[:, :, None])
+        return self._run(self.guiders.first_frame(model, self._prompts(changes), FirstFrame(**settings)), run, noise)
 
-    def keyframes(self, model, **changes):
-        settings = {
-            "positive": self.text,
-            "negative": None,
-            "first_frame": self.tensors["keyframes.first_frame"][None, :, None],
+    def keyframes(self, model, noise=None, first_frame=None, **changes):
+        given = {
             "frames": self.case["num_frames"],
             "motion_score": self.case["motion_score"],
             "noise_augmentation": self.case["noise_augmentation"],
             "text_guidance": self.guidance["text"],
             "image_guidance": self.guidance["image"],
-            "steps": 50,
-            "noise": GoldenNoise("keyframes", frames_first),
         }
-        with torch.inference_mode():
-            return self.sampling.sample_keyframes(model, **settings | changes)
+        settings, run = self._split(given, changes)
+        frame = self.tensors["keyframes.first_frame"][None, :, None] if first_frame is None else first_frame
+        noise = noise or GoldenNoise("keyframes", frames_first)
+        guided = self.guiders.keyframes(model, self._prompts(changes), frame, Keyframes(**settings), noise)
+        return self._run(guided, run, noise)
 
-    def interpolation(self, model, skip_frames=3, **changes):
+    def interpolation(self, model, skip_frames=3, noise=None, samples=None, **changes):
         stage = f"interpolation_skip{skip_frames}"
-        settings = {
-            "positive": self.text,
-            "negative": None,
-            "samples": frames_first(self.tensors[f"{stage}.key_frames"]),
-            "skip_frames": skip_frames,
-            "guidance": self.guidance["interpolation"],
-            "steps": 10,
-            "noise": GoldenNoise(stage, frames_first),
-        }
+        given = {"skip_frames": skip_frames, "guidance": self.guidance["interpolation"]}
+        settings, run = self._split(given, {"steps": 10} | changes)
+        samples = frames_first(self.tensors[f"{stage}.key_frames"]) if samples is None else samples
+        noise = noise or GoldenNoise(stage, frames_first)
+        guided = self.guiders.interpolation(model, self._prompts(changes), samples, Interpolation(**settings))
+        return self._run(guided, run, noise)
+
+    def encoded(self, context, mask):
+        """A CONDITIONING as Encode Text makes it."""
+        prompt = self.prompts.Prompt("base", (), ((0, (context, mask)),))
+        return self.prompts.conditioning(prompt)
+
+    def _prompts(self, changes):
+        return self.guiders.Prompts(changes.get("positive", self.text), changes.get("negative"))
+
+    def _split(self, settings, changes):
+        """Changed settings of a stage, and what is left of the changes, for its run."""
+        settings = settings | {name: value for name, value in changes.items() if name not in NOT_OF_STAGES}
+        return settings, Run(**{name: changes[name] for name in changes.keys() & RUN})
+
+    def _run(self, guided, run, noise):
         with torch.inference_mode():
-            return self.sampling.sample_interpolation(model, **settings | changes)
+            return self.sampling.run(guided, run, noise)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +179,7 @@ def parts(adapters, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stages(adapters):
-    return Stages(adapters.sampling)
+    return Stages(adapters)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +206,6 @@ def calls(adapters, monkeypatch):
 
         monkeypatch.setattr(unet, "_forward", watched)
 
-    watch(adapters.model.HostKeyframeUNet)
-    watch(adapters.model.HostInterpolationUNet)
+    watch(adapters.unets.HostKeyframeUNet)
+    watch(adapters.unets.HostInterpolationUNet)
     return shapes

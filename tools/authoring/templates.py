@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 from tools import host  # noqa: E402
 from tools.authoring import notes, subgraphs  # noqa: E402
 from tools.comfy.server import Server  # noqa: E402
+from tools.download.places import PLACES  # noqa: E402
 
 WORKFLOWS = host.ROOT / "workflows"
 
@@ -40,7 +41,7 @@ EXTRA_HEIGHT = {
     "SaveVideo": 330,
     "PreviewAny": 250,
     "BatchImagesNode": 24,
-    "KandinskyVideoSchedule": 30,
+    "KandinskyVideoParameterCurve": 30,
     "KandinskyVideoTextOverTime": 30,
 }
 COLOURS = {
@@ -53,7 +54,7 @@ COLOURS = {
     "Decode": "#b07cc0",
     "Looking": "#c07c8c",
     "Sampler and schedules": "#a08060",
-    "Schedule": "#a08060",
+    "Curves": "#a08060",
     "Extension": "#8496d0",
     "Loop": "#8496d0",
 }
@@ -177,7 +178,7 @@ def links_to_models(values: list) -> dict:
     It offers a file only where the node's list is set to that name and lacks it, so never as the template opens.
     """
     parts = [notes.TINY[value] for value in values if isinstance(value, str) and value in notes.TINY]
-    files = [{"name": part.file, "url": part.url, "directory": part.folder} for part in parts if part.file]
+    files = [{"name": part.file, "url": part.url, "directory": PLACES[part.part].folder} for part in parts if part.file]
     return {"models": files} if files else {}
 
 

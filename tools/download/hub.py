@@ -1,8 +1,8 @@
-"""Files of Hugging Face repositories: what a repository states of them, and downloads that can be stopped and go on.
+"""Files of Hugging Face repositories: what a repository states about them, and downloads that resume.
 
-huggingface_hub speaks to the server: it logs in, follows redirects without handing the login on, tries again when a
-connection breaks, and goes on in the middle of a file. Its own hf_hub_download begins a file anew after it was stopped,
-which 8 GB are too much for, and compares no checksum: that part is here.
+huggingface_hub talks to the server: it logs in, follows redirects without passing the login on, retries when a
+connection breaks, and can begin in the middle of a file. Its own hf_hub_download starts a file over after an
+interruption, too costly at 8 GB, and verifies no checksum: that part is here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
@@ -28,14 +29,14 @@ from huggingface_hub.utils import build_hf_headers
 
 from tools import host
 
-# The library's releases stand on different HTTP clients; what goes wrong inside one shares a parent with this error.
-HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError)
+# The library has changed its HTTP client between releases; the errors of either share a parent with this one.
+HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, OSError))
 BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository at one commit; `sha256` is empty for small files, which git's own `blob_id` names."""
+    """A file of a repository at one commit; `sha256` is empty for small files, which git's `blob_id` identifies."""
 
     repository: str
     commit: str
@@ -50,21 +51,26 @@ class RemoteFile:
 
 
 def list_files(repository: str) -> dict[str, RemoteFile]:
-    """Every file of a repository by its name. Raises HostError."""
+    """Every file of a repository, by name. Raises HostError."""
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=30)
     except HUB_ERRORS as error:
         raise host.HostError(explain(error, repository)) from None
     return {
         file.rfilename: RemoteFile(
-            repository, info.sha, file.rfilename, file.size, file.lfs.sha256 if file.lfs else "", file.blob_id
+            repository,
+            info.sha or "",
+            file.rfilename,
+            file.size or 0,
+            file.lfs.sha256 if file.lfs else "",
+            file.blob_id or "",
         )
-        for file in info.siblings
+        for file in info.siblings or []
     }
 
 
 def read(remote: RemoteFile) -> bytes:
-    """The content of a small file; nothing is written. Raises HostError."""
+    """The content of a small file, which is not stored. Raises HostError."""
     content = io.BytesIO()
     _receive(remote, content)
     check(remote, digest(remote, io.BytesIO(content.getvalue())))
@@ -74,8 +80,8 @@ def read(remote: RemoteFile) -> bytes:
 def fetch(remote: RemoteFile, target: Path, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
     """Downloads to `target`, which appears only when its checksum is the one that the repository states.
 
-    Goes on where an earlier call was stopped, and downloads nothing that is there. `progress` is called with the bytes
-    checked and all bytes while the file is compared. Raises HostError.
+    Resumes an interrupted download, and does nothing where the file is already there. `progress` is called with the
+    bytes checked so far and in all while the checksum is computed. Raises HostError.
     """
     try:
         if target.is_file() and _digest_of(target, remote, progress) == remote.checksum:
@@ -94,18 +100,18 @@ def fetch(remote: RemoteFile, target: Path, progress: Callable[[int, int], objec
 
 
 def partial_path(remote: RemoteFile, target: Path) -> Path:
-    """Where the part of a file that has arrived is kept; another version of the file has another name."""
+    """Where an unfinished file is kept; another version of the file has another name."""
     return target.with_name(f"{target.name}.{remote.checksum[:12]}.partial")
 
 
 def arrived(remote: RemoteFile, target: Path) -> int:
-    """How many bytes of a file are here already."""
+    """How many bytes of a file have arrived already."""
     sizes = [path.stat().st_size for path in (target, partial_path(remote, target)) if path.is_file()]
     return min(max(sizes, default=0), remote.size)
 
 
-def _receive(remote, file):
-    """Appends what is missing to an open file, with a bar on the terminal."""
+def _receive(remote: RemoteFile, file: BinaryIO) -> None:
+    """Appends what is missing to an open file, with a progress bar."""
     if file.tell() > remote.size:
         file.seek(0)
         file.truncate()
@@ -128,8 +134,10 @@ def _receive(remote, file):
 # Checksums
 
 
-def digest(remote: RemoteFile, file, progress: Callable[[int, int], object] = lambda done, total: None) -> str:
-    """The checksum of an open file, of the kind that the repository states for it."""
+def digest(
+    remote: RemoteFile, file: BinaryIO, progress: Callable[[int, int], object] = lambda done, total: None
+) -> str:
+    """The checksum of an open file, SHA-256 or git's own, whichever the repository states."""
     found = hashlib.sha256() if remote.sha256 else hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)
     for done, block in enumerate(iter(lambda: file.read(BLOCK), b""), 1):
         found.update(block)
@@ -137,7 +145,7 @@ def digest(remote: RemoteFile, file, progress: Callable[[int, int], object] = la
     return found.hexdigest()
 
 
-def _digest_of(path, remote, progress):
+def _digest_of(path: Path, remote: RemoteFile, progress: Callable[[int, int], object]) -> str:
     with path.open("rb") as file:
         return digest(remote, file, progress)
 
@@ -147,7 +155,7 @@ def check(remote: RemoteFile, found: str) -> None:
     if found != remote.checksum:
         raise host.HostError(
             f"{remote.name} arrived with the checksum {found}, but its repository states {remote.checksum}, so it was "
-            "thrown away: run the same command again, and if that changes nothing, look at "
+            f"deleted: run the same command again, and if that does not help, see "
             f"{constants.ENDPOINT}/{remote.repository}."
         )
 
@@ -156,27 +164,27 @@ def check(remote: RemoteFile, found: str) -> None:
 
 
 def explain(error: Exception, repository: str) -> str:
-    """One sentence for what stopped a download."""
+    """One sentence for what stopped a download, with the cure."""
     server = constants.ENDPOINT
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, GatedRepoError):  # also a RepositoryNotFoundError, so it comes first
         return (
-            f"{repository} is open only to those who accepted its terms: accept them on {server}/{repository}, log in "
+            f"{repository} is open only to users who accepted its terms: accept them on {server}/{repository}, log in "
             "with `hf auth login` and run the same command again."
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return f"{server} has no repository {repository}, or shows it only to some: look at {server}/{repository}."
+        return f"{server} has no repository {repository}, or does not show it to you: see {server}/{repository}."
     if isinstance(error, EntryNotFoundError):
-        return f"{repository} has changed while it was read: run the same command again."
+        return f"{repository} changed during the download: run the same command again."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be downloaded: unset it and run the same command again."
     if isinstance(error, HfHubHTTPError):
         return f"{server} answered {status or 'an error'} for {repository}: run the same command again later."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return "The disk is full: free some space and run the same command again, which goes on where it stopped."
-    if getattr(error, "filename", None):
+        return "The disk is full: free some space and run the same command again to resume."
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be read or written: {error.strerror}."
     return (
-        f"{server} cannot be reached, or the connection broke: connect to the network and run the same command again, "
-        "which goes on where it stopped."
+        f"{server} cannot be reached, or the connection broke: connect to the network and run the same command again "
+        "to resume."
     )

@@ -1,4 +1,4 @@
-"""The download in ComfyUI's Python: plan it, ask, fetch and convert one part after the other."""
+"""The download, run by ComfyUI's Python: plan it, ask for confirmation, then fetch and convert one part at a time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 from tqdm import tqdm
 
-from kv_core.files.checkpoints import COMPANIONS, WEIGHTS, CheckpointError, convert, encoder_shards, open_checkpoint
-from kv_core.files.conversion import DTYPES
-from kv_core.files.detection import PARTS
+from kv_core.files.checkpoints import COMPANIONS, WEIGHT_FILES, encoder_shards, open_checkpoint
+from kv_core.files.conversion import DTYPES, convert
+from kv_core.files.detection import PART_NAMES, CheckpointError
 from kv_core.files.published import PUBLISHED, Published
 from tools import host
 from tools.download import hub
+from tools.download.places import PLACES, Place
 
-DOWNLOADS = "kandinsky-video-download"  # in ComfyUI's models folder, but in no folder that a loader lists
+DOWNLOADS = "kandinsky-video-download"  # in ComfyUI's models folder, where no loader looks
 LOCK = "running.lock"
-# What a converted parameter takes; with 8 bits, norms and tables keep their own type.
+# Bytes of a converted parameter; in 8 bits, norms and tables keep their own type.
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1.05}
 
 
@@ -39,6 +42,10 @@ class Step:
     dtype: str | None
 
     @property
+    def place(self) -> Place:
+        return PLACES[self.entry.part]
+
+    @property
     def download(self) -> int:
         return sum(file.size for file in self.files)
 
@@ -48,23 +55,23 @@ class Step:
 
     @property
     def converted(self) -> int:
-        """At most, where the type stays as published: a whole T5's files hold some of its decoder too."""
+        """An upper bound where the type stays as published: the encoder's files hold some of a T5's decoder too."""
         return int(self.entry.parameters * BYTES[self.dtype]) if self.dtype else self.download
 
     def path(self, file: hub.RemoteFile) -> Path:
         return self.source if self.entry.file else self.source / file.name
 
 
-def main(options: dict) -> int:
+def main(options: dict[str, Any]) -> int:
     models = Path(options["models"])
     steps = []
     for key in options["only"] or PUBLISHED:
         there = find(PUBLISHED[key], models)
-        print(f"{key}: {PARTS[PUBLISHED[key].part][0]}" + (f", is there already: {there}" if there else ""))
+        print(f"{key}: {PART_NAMES[PUBLISHED[key].part]}" + (f", already there: {there}" if there else ""))
         if not there:
             steps.append(plan(PUBLISHED[key], models, options["dtype"]))
             describe(steps[-1])
-    # The largest first, which needs the least space at once.
+    # The largest first: its original is removed before anything else takes space.
     steps.sort(key=lambda step: -step.download)
     needed = space_needed(steps, options["keep_original"])
     if steps:
@@ -75,7 +82,7 @@ def main(options: dict) -> int:
         check_space(needed)
         if not (options["yes"] or confirmed()):
             return 1
-        with alone(models):
+        with exclusive(models):
             for step in steps:
                 run(step, options["keep_original"])
     report_kept(models)
@@ -86,8 +93,8 @@ def main(options: dict) -> int:
 
 
 def find(entry: Published, models: Path) -> Path | None:
-    """Where a part is already, as the download leaves it or as published. Raises HostError for a damaged one."""
-    folder = models / entry.folder
+    """A part that is already there, converted or as published. Raises HostError for a damaged one."""
+    folder = models / PLACES[entry.part].folder
     for path in [folder / name for name in (entry.name, entry.file) if name]:
         if path.exists():
             try:
@@ -99,38 +106,41 @@ def find(entry: Published, models: Path) -> Path | None:
 
 
 def plan(entry: Published, models: Path, dtype: str | None) -> Step:
-    """What to do for one part, by what its repository has now. Raises HostError."""
+    """What to do for one part, given what its repository has now. Raises HostError."""
     listed = hub.list_files(entry.repository)
+    place = PLACES[entry.part]
     names = [entry.file] if entry.file else encoder_files(listed, entry.repository)
     missing = [name for name in names if name not in listed]
     if missing:
         raise host.HostError(
-            f"{entry.repository} has no file {missing[0]} any more: look at {entry.page}, and put what it has instead "
-            f"into {models / entry.folder} by hand."
+            f"{entry.repository} no longer has the file {missing[0]}: see {entry.page}, and put what replaces it into "
+            f"{models / place.folder} by hand."
         )
-    # Autoencoders lose too much in 8 bits, and their loaders do not offer them.
-    dtype = None if entry.folder == "vae" and dtype == "float8_e4m3fn" else dtype
+    # Autoencoders lose too much quality in 8 bits, which their loaders do not offer.
+    dtype = None if place.folder == "vae" and dtype == "float8_e4m3fn" else dtype
     source = models / DOWNLOADS / (entry.file or entry.name)
-    return Step(entry, [listed[name] for name in names], source, models / entry.folder / entry.name, dtype)
+    return Step(entry, [listed[name] for name in names], source, models / place.folder / entry.name, dtype)
 
 
 def encoder_files(listed: dict[str, hub.RemoteFile], repository: str) -> list[str]:
     """The files of a T5 that its encoder needs: settings, tokenizer, and the weights without the decoder's."""
-    weights = next((name for name in WEIGHTS if name in listed), None)
+    weights = next((name for name in WEIGHT_FILES if name in listed), None)
     if weights is None:
-        raise host.HostError(f"{repository} has none of the files {', '.join(WEIGHTS)} any more.")
+        raise host.HostError(f"{repository} no longer has any of {', '.join(WEIGHT_FILES)}.")
     names = [name for name in COMPANIONS if name in listed] + [weights]
     if not weights.endswith(".json"):
         return names
     try:
         return names + encoder_shards(json.loads(hub.read(listed[weights])), weights)
-    except (ValueError, CheckpointError):  # a CheckpointError is a ValueError: both say that it is no index
+    except (ValueError, RecursionError):  # a CheckpointError is a ValueError too
         raise host.HostError(f"{weights} in {repository} does not say which files hold the weights.") from None
 
 
 def space_needed(steps: list[Step], keep: bool) -> dict[Path, int]:
-    """A folder on every disk that is written to, and the most bytes that are needed there at once."""
-    used, peak, folders = defaultdict(int), defaultdict(int), {}
+    """For every disk that is written to, a folder on it and the most bytes needed there at any time."""
+    used: dict[int, int] = defaultdict(int)
+    peak: dict[int, int] = defaultdict(int)
+    folders: dict[int, Path] = {}
     for step in steps:
         source, target = (existing(path) for path in (step.source, step.target))
         folders |= {source.stat().st_dev: source, target.stat().st_dev: target}
@@ -144,18 +154,18 @@ def space_needed(steps: list[Step], keep: bool) -> dict[Path, int]:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder above a path that is there."""
+    """The nearest existing folder above a path."""
     return next(folder for folder in path.parents if folder.is_dir())
 
 
 def check_space(needed: dict[Path, int]) -> None:
-    """Raises HostError where a disk has too little."""
+    """Raises HostError where a disk has too little space."""
     for folder, size in needed.items():
         free = shutil.disk_usage(folder).free
         if free < size:
             raise host.HostError(
                 f"{folder} has {readable(free)} free, but up to {readable(size)} are needed: free some space, choose "
-                "a smaller --dtype, or get the parts one after the other with --only."
+                "a smaller --dtype, or download one part at a time with --only."
             )
 
 
@@ -168,34 +178,34 @@ def readable(size: int) -> str:
 
 
 def describe(step: Step) -> None:
-    """Print every file of a step, where it comes from and what becomes of it."""
+    """Print every file of a step, its source and what it becomes."""
     server = hub.constants.ENDPOINT
     for file in step.files:
         there = hub.arrived(file, step.path(file))
-        here = f", {readable(there)} of it here already" if there else ""
+        here = f", {readable(there)} already here" if there else ""
         print(f"  {server}/{file.repository}: {file.name}, {readable(file.size)}{here}")
     print(f"  becomes {step.target}, at most {readable(step.converted)}, {step.dtype or 'type as published'}")
 
 
 def summarize(steps: list[Step], needed: dict[Path, int]) -> None:
     size = sum(step.download - step.arrived for step in steps)
-    print(f"To download: {readable(size)}. The weights have licences of their own, on their repositories' pages.")
+    print(f"To download: {readable(size)}. The weights' own licences are on their repositories' pages.")
     for folder, space in needed.items():
         free = readable(shutil.disk_usage(folder).free)
         print(f"Space for download and conversion in {folder}: up to {readable(space)}; {free} are free.")
 
 
 def confirmed() -> bool:
-    """Ask whether to begin. Raises HostError where nobody can answer."""
+    """Ask for confirmation. Raises HostError where nobody can answer."""
     try:
         return input("Download now? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        print()  # the question's line is still open
-        raise host.HostError("Nothing was downloaded: nobody could be asked, so add --yes to begin.") from None
+        print()  # end the question's line
+        raise host.HostError("Nothing was downloaded: there is no terminal to ask on, so add --yes.") from None
 
 
 def report_kept(models: Path) -> None:
-    """Say what downloaded files are left, by --keep-original or by a run that was stopped before it removed them."""
+    """Report downloaded files that are still there, kept by --keep-original or left by an interrupted run."""
     found = (path for path in (models / DOWNLOADS).rglob("*") if path.is_file())
     files = [path for path in found if path.name != LOCK and path.suffix != ".partial"]
     if files:
@@ -204,10 +214,10 @@ def report_kept(models: Path) -> None:
 
 
 @contextlib.contextmanager
-def bar(title: str):
-    """A function that shows a share of bytes on the terminal, from its first call to the end of the block."""
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows progress in bytes on the terminal, from its first call to the end of the block."""
     with contextlib.ExitStack() as stack:
-        shown = None
+        shown: tqdm | None = None
 
         def show(done: int, total: int) -> None:
             nonlocal shown
@@ -222,43 +232,43 @@ def bar(title: str):
 
 
 @contextlib.contextmanager
-def alone(models: Path):
-    """Keeps a second run away from the same files. Raises HostError where one is at work, or nothing can be written."""
+def exclusive(models: Path) -> Iterator[None]:
+    """Locks the download folder. Raises HostError where another run holds it, or nothing can be written."""
     folder = models / DOWNLOADS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise host.HostError(f"Another download into {folder} is at work: wait for it to end.") from None
+        raise host.HostError(f"Another download into {folder} is running: wait for it to finish.") from None
     except OSError as error:
         raise host.HostError(f"{folder} cannot be written: {error.strerror}.") from None
     try:
         yield
     finally:
         lock.release()
-        with contextlib.suppress(OSError):  # where files are kept, the folder stays
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 
 def run(step: Step, keep: bool) -> None:
-    """Download, convert and tidy up one part. Raises HostError and CheckpointError."""
+    """Download and convert one part, then remove the original. Raises HostError and CheckpointError."""
     check_writable(step.target.parent)
     for file in step.files:
         with bar(f"Checking {file.name}") as show:
             hub.fetch(file, step.path(file), show)
     open_checkpoint(step.source, expect=step.entry.part)
     with bar(f"Writing {step.target.name}") as show:
-        convert(step.source, step.target, step.dtype and DTYPES[step.dtype], show)
+        convert(step.source, step.target, DTYPES[step.dtype] if step.dtype else None, show)
     if not keep:
         remove = shutil.rmtree if step.source.is_dir() else os.remove
         remove(step.source)
-    print(f"{step.target} is ready: choose it in {PARTS[step.entry.part][1]}.", flush=True)
+    print(f"{step.target} is ready: choose it in the node {step.place.node}.", flush=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises HostError before a download whose conversion would have nowhere to go."""
+    """Raises HostError, before the download, where its conversion could not be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -267,14 +277,14 @@ def check_writable(folder: Path) -> None:
         raise host.HostError(f"{folder} cannot be written: {error.strerror}.") from None
 
 
-def guarded(options: dict) -> int:
-    """`main`, in which what stops it becomes one sentence."""
+def guarded(options: dict[str, Any]) -> int:
+    """`main`, with every failure as one sentence."""
     try:
         return main(options)
     except CheckpointError as error:
         raise host.HostError(str(error)) from None
     except KeyboardInterrupt:
-        print("\nStopped: the same command goes on from here.", file=sys.stderr)
+        print("\nStopped: run the same command again to resume.", file=sys.stderr)
         return 130
 
 

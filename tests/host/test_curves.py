@@ -10,14 +10,14 @@ PROMPT = "a red circle moving right on a black background"
 SWITCH = f"0: {PROMPT}; 6: {PROMPT.replace('red', 'blue')}"
 
 
-def schedule(tiny, parameter, curve, interpolation="step", start=0.0, end=100.0, previous=()):
+def curves(tiny, parameter, curve, interpolation="step", start=0.0, end=1.0, previous=(), **more):
     return tiny.node(
-        "Schedule",
+        "ParameterCurve",
         parameter=parameter,
         curve=curve,
         interpolation=interpolation,
-        start=start,
-        end=end,
+        start_percent=start,
+        end_percent=end,
         previous=previous,
     )
 
@@ -30,20 +30,20 @@ def over_time(tiny, text):
 def given(adapters, monkeypatch):
     """The conditions of every call of the keyframe U-Net."""
     seen = []
-    forward = adapters.model.HostKeyframeUNet._forward
+    forward = adapters.unets.HostKeyframeUNet._forward
 
     def watched(self, x, timesteps, context, control, options, **conditions):
         seen.append({"x": x, "timesteps": timesteps, **conditions})
         return forward(self, x, timesteps, context, control, options, **conditions)
 
-    monkeypatch.setattr(adapters.model.HostKeyframeUNet, "_forward", watched)
+    monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", watched)
     return seen
 
 
 def test_scores_reach_the_unet_frame_by_frame(tiny, given):
-    both = schedule(tiny, "motion_score", "0: 1; 11: 100", "linear")
-    both = schedule(tiny, "noise_augmentation", "0: 20; 6: 200", previous=both)
-    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=both)
+    both = curves(tiny, "motion_score", "0: 1; 11: 100", "linear")
+    both = curves(tiny, "noise_augmentation", "0: 20; 6: 200", previous=both)
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, curves=both)
     assert given[0]["motion_score"].tolist() == [[1, 10, 19, 28, 37, 46, 55, 64, 73, 82, 91, 100]] * 3
     assert given[0]["noise_augmentation"].tolist() == [[20] * 6 + [200] * 6] * 3
 
@@ -56,9 +56,9 @@ def test_a_schedule_of_what_is_set_anyway_changes_nothing(tiny):
         "text_guidance": 5,
         "image_guidance": 3,
     }.items():
-        same = schedule(tiny, parameter, f"0: {value}; 4: {value}", previous=same)
+        same = curves(tiny, parameter, f"0: {value}; 4: {value}", previous=same)
     plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
-    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=same)["samples"], plain)
+    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, curves=same)["samples"], plain)
     one = tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}"), steps=4)["samples"]
     assert torch.equal(one, plain)
     twice = tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 5: {PROMPT}"), steps=4)["samples"]
@@ -68,7 +68,7 @@ def test_a_schedule_of_what_is_set_anyway_changes_nothing(tiny):
 def test_guidance_by_frame_is_that_of_each_frame(tiny):
     """After one step a frame depends on its own weights alone."""
     low, high = (tiny.keyframes(CIRCLE, PROMPT, steps=1, text_guidance=w)["samples"] for w in (1.0, 8.0))
-    found = tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "text_guidance", "0: 1; 4: 8"))["samples"]
+    found = tiny.keyframes(CIRCLE, PROMPT, steps=1, curves=curves(tiny, "text_guidance", "0: 1; 4: 8"))["samples"]
     assert not torch.allclose(low, high, atol=0.01)
     torch.testing.assert_close(found[:, :, :4], low[:, :, :4], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[:, :, 4:], high[:, :, 4:], atol=1e-5, rtol=0)
@@ -77,7 +77,7 @@ def test_guidance_by_frame_is_that_of_each_frame(tiny):
 def test_guidance_by_gap_is_that_of_each_gap(tiny):
     frames = tiny.latent("keyframes", tiny.encode(CIRCLE, [0.0, 2.0, 4.0, 6.0]))
 
-    def gaps(guidance, schedule=()):
+    def gaps(guidance, given=()):
         return tiny.node(
             "Interpolate",
             model=tiny.interpolation_unet,
@@ -87,21 +87,21 @@ def test_guidance_by_gap_is_that_of_each_gap(tiny):
             guidance=guidance,
             steps=1,
             seed=7,
-            schedule=schedule,
+            curves=given,
         )["samples"]
 
     low, high = gaps(0.0), gaps(4.0)
-    found = gaps(0.5, schedule(tiny, "guidance", "0: 0; 2: 4"))
+    found = gaps(0.5, curves(tiny, "guidance", "0: 0; 2: 4"))
     assert not torch.allclose(low, high, atol=0.01)
     torch.testing.assert_close(found[:, :, :9], low[:, :, :9], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[:, :, 9:], high[:, :, 9:], atol=1e-5, rtol=0)
-    assert torch.equal(gaps(0.0, schedule(tiny, "guidance", "0: 4")), high)
+    assert torch.equal(gaps(0.0, curves(tiny, "guidance", "0: 4")), high)
 
 
 def test_a_window_counts_only_in_its_steps(tiny, given):
     """Without text guidance the branch with text is left out: so is it outside the window."""
-    window = schedule(tiny, "text_guidance", "0: 5", start=20.0, end=60.0)
-    tiny.keyframes(CIRCLE, PROMPT, steps=10, text_guidance=0.0, schedule=window)
+    window = curves(tiny, "text_guidance", "0: 5", start=0.2, end=0.6)
+    tiny.keyframes(CIRCLE, PROMPT, steps=10, text_guidance=0.0, curves=window)
     branches = {int(call["timesteps"][0]): len(call["x"]) for call in given}
     assert branches == {900: 2, 800: 2, 700: 3, 600: 3, 500: 3, 400: 3, 300: 2, 200: 2, 100: 2, 0: 2}
 
@@ -172,7 +172,7 @@ def test_motion_follows_its_curve(tiny):
     """The way of the first and of the last five keyframes, slow and fast, fast and slow."""
     ways = {}
     for curve in ("0: 1; 6: 100", "0: 100; 6: 1"):
-        clip = tiny.keyframes(CIRCLE, PROMPT, schedule=schedule(tiny, "motion_score", curve))
+        clip = tiny.keyframes(CIRCLE, PROMPT, curves=curves(tiny, "motion_score", curve))
         x = tiny.read_single(clip).centre[:, 0]
         ways[curve] = (x[5] - x[0]).item(), (x[11] - x[6]).item()
     (slow, then_fast), (fast, then_slow) = ways.values()
@@ -181,12 +181,12 @@ def test_motion_follows_its_curve(tiny):
 
 
 def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
-    narrow = schedule(tiny, "text_guidance", "0: 9", start=20.0, end=24.0)
+    narrow = curves(tiny, "text_guidance", "0: 9", start=0.2, end=0.24)
     plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
-    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=narrow)["samples"], plain)
+    assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, curves=narrow)["samples"], plain)
     assert "Sample Keyframes: the schedule of text_guidance from 20 to 24 percent acts at no step" in caplog.text
     caplog.clear()
-    tiny.keyframes(CIRCLE, PROMPT, steps=4, schedule=schedule(tiny, "text_guidance", "0: 9", start=20.0, end=26.0))
+    tiny.keyframes(CIRCLE, PROMPT, steps=4, curves=curves(tiny, "text_guidance", "0: 9", start=0.2, end=0.26))
     assert "acts at no step" not in caplog.text
 
 
@@ -199,30 +199,30 @@ def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
     ],
 )
 def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins):
-    late = schedule(tiny, "motion_score", curve, interpolation)
+    late = curves(tiny, "motion_score", curve, interpolation)
     sentence = f"keyframes 0 to 11, but the last entry of the schedule of motion_score acts only from {begins} on"
     with pytest.raises(ValueError, match=f"Sample Keyframes samples {sentence}: let it begin earlier"):
-        tiny.keyframes(CIRCLE, PROMPT, schedule=late)
-    tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, schedule=late)
+        tiny.keyframes(CIRCLE, PROMPT, curves=late)
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, curves=late)
 
 
 def test_a_line_to_a_point_behind_the_clip_counts(tiny, given):
-    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "motion_score", "0: 0; 22: 22", "linear"))
-    tiny.keyframes(CIRCLE, PROMPT, steps=1, schedule=schedule(tiny, "motion_score", "99: 5"))
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, curves=curves(tiny, "motion_score", "0: 0; 22: 22", "linear"))
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, curves=curves(tiny, "motion_score", "99: 5"))
     assert given[0]["motion_score"][0].tolist() == list(range(12)) and set(given[1]["motion_score"][0].tolist()) == {5}
 
 
 WRONG = {
     "a window of a number that is fixed": (
-        lambda tiny: schedule(tiny, "motion_score", "0: 1", end=50.0),
+        lambda tiny: curves(tiny, "motion_score", "0: 1", end=0.5),
         "motion_score only along .*, not 0 and 50",
     ),
     "an empty window": (
-        lambda tiny: schedule(tiny, "guidance", "0: 1", start=60.0, end=60.0),
+        lambda tiny: curves(tiny, "guidance", "0: 1", start=0.6, end=0.6),
         "start before its end, but got 60 to 60",
     ),
     "a mistake in a curve": (
-        lambda tiny: schedule(tiny, "noise_augmentation", "0: 20; 6: 1000"),
+        lambda tiny: curves(tiny, "noise_augmentation", "0: 20; 6: 1000"),
         "Schedule of noise_augmentation, entry 2, at character 8: 1000 is out of range: write 0 to 999",
     ),
     "a mistake in the prompts": (
@@ -230,7 +230,7 @@ WRONG = {
         "Encode Text over Time, entry 1, at character 1: 'a red circle' is not 'frame: value'",
     ),
     "another stage's number": (
-        lambda tiny: tiny.keyframes(CIRCLE, PROMPT, schedule=schedule(tiny, "guidance", "0: 1")),
+        lambda tiny: tiny.keyframes(CIRCLE, PROMPT, curves=curves(tiny, "guidance", "0: 1")),
         "Sample Keyframes has no guidance to schedule: choose motion_score or",
     ),
     "prompts over time that another node changed": (
