@@ -144,6 +144,7 @@ def test_cancel_reaches_calls_without_steps(pack_nodes, call):
         calls[call]()
 
 
+@pytest.mark.thorough
 def test_memory_stays_level(server, run_graph):
     def run(seed):
         settings = {"first_frame": {}, "keyframes": {"frames": 2}, "video": {}}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.families import quick_cases, thorough
 from tools.authoring import subgraphs, templates
 from tools.comfy.server import PACK
 from training import caption_encoder as words
@@ -61,7 +62,7 @@ SETTINGS = {
     "KandinskyVideoInterpolate": {"skip_frames": "auto", "guidance": 0.5, "steps": 10},
     "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
 }
-FEWER_STEPS = {50: 4, 10: 2}
+FEWER_STEPS = {50: 2, 20: 2, 10: 1}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,12 @@ def test_pictures(server, run_graph, name):
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(width, height)}
 
 
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_looking(server, run_graph, name):
+    """What the pictures and videos show, test_looking_templates.py says."""
+    assert saved(server, run_graph(quick(templates.api_graph(name))), (".mp4", ".png"))
+
+
 def pixels_of(content):
     """Frames `[t, 3, H, W]` in [-1, 1] of a video file."""
     with av.open(io.BytesIO(content)) as video:
@@ -122,7 +129,7 @@ def named(prompt):
     return [words.named(ids, kind).item() - 1 for kind in words.KINDS]
 
 
-@pytest.mark.parametrize("name", ["text-to-video-medium", "image-to-video"])
+@pytest.mark.parametrize("name", quick_cases("text-to-video-medium", of=["text-to-video-medium", "image-to-video"]))
 def test_a_clip_shows_its_prompt(server, run_graph, name):
     graph = templates.api_graph(name)
     run = run_graph(graph, timeout=900)
@@ -246,7 +253,7 @@ def test_the_blueprint_is_the_templates_subgraph(server):
     assert [entry["info"]["node_pack"] for entry in offered] == [f"custom_nodes.{PACK}"]
 
 
-@pytest.mark.parametrize("fps, frames", [("low", 12), ("high", 177)])
+@pytest.mark.parametrize("fps, frames", [("low", 12), thorough("high", 177)])
 def test_only_the_chosen_frame_rate_is_computed(server, run_graph, fps, frames):
     graph = quick(templates.api_graph(subgraphs.TEMPLATE))
     graph["rate"]["inputs"]["fps"] = fps
@@ -260,6 +267,7 @@ def test_only_the_chosen_frame_rate_is_computed(server, run_graph, fps, frames):
 def test_with_a_picture_no_first_frame_is_drawn(server, run_graph):
     graph = quick(templates.api_graph(subgraphs.TEMPLATE))
     graph["first_frame"]["inputs"]["seed"] = 99  # nothing of an earlier run
+    graph["rate"]["inputs"]["fps"] = "low"
     graph["choice"]["inputs"]["picture"] = ["yours", 0]
     clips = []
     for colour in (0x000000, 0xFFFFFF):
