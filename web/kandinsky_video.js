@@ -1,5 +1,5 @@
-// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; and the titles
-// and notes in the pack's templates in the editor's language.
+// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; and the notes in
+// the pack's templates in the editor's language.
 
 import { app } from "../../scripts/app.js"
 
@@ -26,37 +26,22 @@ function keep(colours, type, colour) {
     })
 }
 
-// A note of the templates brings its translations. They are dropped then, or they would come back over what a person
-// writes there.
-function translateNote(node, language) {
-    if (node.type != "MarkdownNote" || !node.properties?.translations) return
-    const text = node.properties.translations[language]
-    if (text) node.widgets_values = [text]
-    delete node.properties.translations
-}
-
-// A file has one title for a node; where that is one of the templates' own, it is shown translated.
-async function translate(workflow) {
+// A note of the templates brings its translations, and the graph is shown in the editor's language as it opens. They
+// are dropped then, or they would come back over what a person writes there. Nothing else of a graph is touched.
+function translateNotes(workflow) {
     const language = app.extensionManager.setting.get("Comfy.Locale")
-    const graphs = [workflow, ...(workflow.definitions?.subgraphs ?? [])]
-    const ours = graphs.some((graph) => graph.nodes?.some((node) => node.type?.startsWith("KandinskyVideo")))
-    if (!ours) return
-    for (const graph of graphs) graph.nodes.forEach((node) => translateNote(node, language))
-    if (language == "en") return
-    const titles = (await (await fetch(new URL("titles.json", import.meta.url))).json())[language] ?? {}
-    const ids = new Set(graphs.map((graph) => graph.id))
-    for (const graph of graphs) {
-        for (const item of [...graph.nodes, ...(graph.groups ?? [])])
-            if (Object.hasOwn(titles, item.title)) item.title = titles[item.title]
-        const shown = [graph, ...graph.nodes.filter((node) => ids.has(node.type))] // what a subgraph shows
-        for (const slot of shown.flatMap((item) => [...(item.inputs ?? []), ...(item.outputs ?? [])]))
-            if (Object.hasOwn(titles, slot.name)) slot.label ??= titles[slot.name]
-    }
+    for (const graph of [workflow, ...(workflow.definitions?.subgraphs ?? [])])
+        for (const node of graph.nodes ?? []) {
+            if (node.type != "MarkdownNote" || !node.properties?.kandinsky_video_note) continue
+            const text = node.properties.kandinsky_video_note[language]
+            if (text) node.widgets_values = [text]
+            delete node.properties.kandinsky_video_note
+        }
 }
 
 app.registerExtension({
-    name: "KandinskyVideo.Words",
-    beforeConfigureGraph: translate,
+    name: "KandinskyVideo.Notes",
+    beforeConfigureGraph: translateNotes,
 })
 
 app.registerExtension({

@@ -7,8 +7,7 @@ import urllib.error
 
 import pytest
 
-from tests.host.test_workflows import graphs_of
-from tools.authoring import notes, templates
+from tools.authoring import notes
 from tools.authoring import words as locales
 from tools.authoring.words import LANGUAGES, LOCALES
 from tools.comfy.server import PACK
@@ -81,22 +80,6 @@ def test_the_category_and_the_templates_have_a_title(pack_nodes):
         assert all(re.search(SCRIPTS[language], title) for title in words.values()), language
 
 
-def titles():
-    """The titles in all templates that are not a node's own name, and the titles of their groups."""
-    found = set()
-    for path in templates.WORKFLOWS.glob("*.json"):
-        for graph in graphs_of(json.loads(path.read_text(encoding="utf-8"))):
-            found |= {item["title"] for item in [*graph["nodes"], *graph["groups"]] if "title" in item}
-    return found
-
-
-@pytest.mark.parametrize("language", TRANSLATIONS)
-def test_the_templates_titles_are_translated(language):
-    words = json.loads((ROOT / "web" / "titles.json").read_text(encoding="utf-8"))[language]
-    assert titles() - words.keys() == set(), "add them to web/titles.json"
-    assert all(re.search(SCRIPTS[language], word) for word in words.values())
-
-
 @pytest.mark.parametrize("language", TRANSLATIONS)
 def test_every_note_is_translated(language):
     """The same lines with the same numbers, and a place for all that is filled in."""
@@ -141,7 +124,7 @@ def test_every_node_has_a_help_page(english, language):
 def test_every_help_page_has_its_picture(english, language):
     for id in english:
         (picture,) = PICTURE.finditer(page_parts(id, language)[1])
-        assert picture["path"] == f"images/{language}/{id}.jpg", "the editor looks for it from web/docs"
+        assert picture["path"] == f"images/{id}.jpg", "the editor looks for it from web/docs"
         assert re.search(SCRIPTS[language], picture["alt"]), id
         assert 1000 < (DOCS / picture["path"]).stat().st_size <= PICTURE_BYTES, id
 
@@ -149,14 +132,14 @@ def test_every_help_page_has_its_picture(english, language):
 def test_no_help_is_left_over(english):
     found = {path for path in DOCS.rglob("*") if path.is_file()}
     pages = {page_path(id, language) for id in english for language in LANGUAGES}
-    assert found == pages | {DOCS / "images" / language / f"{id}.jpg" for id in english for language in LANGUAGES}
+    assert found == pages | {DOCS / "images" / f"{id}.jpg" for id in english}
 
 
 @pytest.fixture(scope="module")
 def messages():
     """A pattern for every sentence in the code, with anything in the place of what is put in."""
     found = set()
-    for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "kv_core").glob("*.py")]:
+    for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "kv_core").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             texts = [part.value if isinstance(part, ast.Constant) else "\0" for part in parts]

@@ -14,6 +14,7 @@ from kv_core.files.published import PUBLISHED
 from tools import host
 
 NOTES = host.ROOT / "workflows" / "notes"
+TRANSLATIONS = "kandinsky_video_note"  # the property of a note by which web/kandinsky_video.js knows it
 ABOUT, WEIGHTS = "About this graph", "Published weights"  # their titles, and their keys beside those of the graph
 
 # The published part in the place of each tiny one.
@@ -59,13 +60,13 @@ def published(language: str, graph: dict) -> str:
 
 
 def title_in(language: str, node: dict) -> str:
-    """The title of one of the pack's nodes as the editor shows it: one of the template's own, or the node's name."""
+    """The title of one of the pack's nodes as the editor shows it: the template's own, or the node's name translated."""
+    words, english = (
+        json.loads((host.ROOT / "locales" / name / "nodeDefs.json").read_text(encoding="utf-8"))[node["class_type"]]
+        for name in (language, "en")
+    )
     title = node["_meta"]["title"]
-    if language == "en":
-        return title
-    titles = json.loads((host.ROOT / "web" / "titles.json").read_text(encoding="utf-8"))[language]
-    words = json.loads((host.ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    return titles.get(title) or words[node["class_type"]]["display_name"]
+    return words["display_name"] if title == english["display_name"] else title
 
 
 def note(number: int, title: str, texts: dict[str, str]) -> dict:
@@ -82,7 +83,7 @@ def note(number: int, title: str, texts: dict[str, str]) -> dict:
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "properties": {"translations": translations},
+        "properties": {TRANSLATIONS: translations},
         "widgets_values": [texts["en"]],
         "color": "#432",
         "bgcolor": "#653",
@@ -91,7 +92,7 @@ def note(number: int, title: str, texts: dict[str, str]) -> dict:
 
 def lines(node: dict, characters: int) -> float:
     """How many lines its longest text fills at so many characters a line; an empty line is lower."""
-    texts = [*node["widgets_values"], *node["properties"]["translations"].values()]
+    texts = [*node["widgets_values"], *node["properties"][TRANSLATIONS].values()]
     return max(sum(max(-(-columns(line) // characters), 0.6) for line in text.splitlines()) for text in texts)
 
 
