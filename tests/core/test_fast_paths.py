@@ -9,8 +9,8 @@ from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.operations import TorchOperations
-from kv_core.networks.text_encoder import null_context
 from tests.support import plain, recipe
+from tests.support.golden_networks import noise, prompts
 from tests.support.recipe import fill, golden
 from tools import measure
 
@@ -24,18 +24,6 @@ def unpadded(context, mask):
 
 def padded(context, mask):
     return (Text.padded(context, mask),)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def prompts(unet):
-    """A prompt of five tokens, its null context, and a prompt whose tokens have gaps."""
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0]])
-    context = noise(3, 6, unet.context_dim) * mask[..., None]
-    context[1:2] = null_context(noise(unet.context_dim, seed=1), context[1:2])[0]
-    return context, mask
 
 
 def keyframes(read, mode="video"):

@@ -4,29 +4,18 @@ import pytest
 import torch
 
 from tests.support.golden_parts import GoldenNoise, frames_first
-from tests.support.tiny_parts import KEYFRAMES, scene
+from tests.support.tiny_parts import KEYFRAMES, sample, scene, sigmas
 from training import world
 
-SEED = 7
+SEED = KEYFRAMES["seed"]
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"
 QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
 
 
-def sample(guider, latent, sigmas, sampler=None, noise=None):
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
-    with torch.inference_mode():
-        return SamplerCustomAdvanced.execute(noise or Noise_RandomNoise(SEED), guider, sampler, sigmas, latent).args[0]
-
-
 @pytest.fixture(scope="module")
 def published(tiny):
     return tiny.node("DDPM")
-
-
-def sigmas(tiny, spacing="leading", steps=8, denoise=1.0, model=None):
-    return tiny.node("Sigmas", model=model or tiny.unet, spacing=spacing, steps=steps, denoise=denoise)
 
 
 def keyframe_guider(tiny, **changes):

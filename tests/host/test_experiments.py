@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.host.test_workflows import named, pixels_of
 from tests.support.helpers import latents, picture, saved
+from tests.support.workflow_runs import named, pixels_of
 from tools.authoring import templates
 from training import world
 

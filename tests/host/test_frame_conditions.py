@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation.benchmark import psnr
-from tests.support.tiny_parts import KEYFRAMES, colours, scene
+from tests.support.tiny_parts import KEYFRAMES, colours, sample, scene, sigmas
 from training import world
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -44,8 +44,6 @@ def test_a_held_frame_comes_out_as_it_went_in(tiny, sampler):
 
 
 def test_a_held_frame_comes_out_of_the_hosts_sampler_too(tiny):
-    from tests.host.test_custom_sampling import sample, sigmas
-
     last = at(tiny, END)
     guider, latent = tiny.nodes(
         "KeyframeGuider",

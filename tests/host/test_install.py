@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tests.host.test_workflows import VIDEOS, check_video, quick, saved
 from tests.support.families import quick_cases
+from tests.support.workflow_runs import VIDEOS, check_video, quick, saved
 from tools.authoring import templates
 from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK, Server

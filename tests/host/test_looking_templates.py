@@ -8,9 +8,9 @@ import torch
 
 from evaluation import benchmark
 from kv_core.pictures import sheets as looking
-from tests.host.test_workflows import LOOKING, pixels_of
-from tests.host.test_workflows import saved as files
 from tests.support.helpers import latents, picture, saved
+from tests.support.workflow_runs import LOOKING, pixels_of
+from tests.support.workflow_runs import saved as files
 from tools.authoring import templates
 from training import world
 

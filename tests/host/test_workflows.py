@@ -4,51 +4,18 @@ import io
 import json
 from itertools import combinations
 
-import av
-import numpy
 import pytest
-import torch
 from PIL import Image
 
 from tests.support.families import quick_cases, thorough
+from tests.support.workflow_runs import LOOKING, VIDEOS, check_video, graphs_of, named, pixels_of, quick, saved
 from tools.authoring import subgraphs, templates
 from tools.comfy.server import PACK
-from training import caption_encoder as words
 from training import world
 
 NAMES = templates.names()
 
-# name -> frames, width and height of what it saves, and frames a second where it does not last 5.5 seconds
-VIDEOS = {
-    "text-to-video-low": (12, 64, 64),
-    "text-to-video-medium": (45, 64, 64),
-    "text-to-video-high": (177, 64, 64),
-    "image-to-video": (45, 64, 64),
-    "morph": (17, 64, 64),
-    "all-in-one": (45, 64, 64),
-    "compare-decoders": (45, 128, 64),
-    "custom-sampling": (45, 64, 64),
-    "prompt-switch": (45, 64, 64),
-    "motion-curve": (45, 64, 64),
-    "guidance-window": (12, 128, 64),
-    "first-and-last-frame": (45, 64, 64),
-    "video-to-video": (12, 128, 64),
-    "extend-clip": (77, 64, 64, 8),
-    "loop": (88, 64, 64, 8),
-}
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
-# Run by test_looking_templates.py.
-LOOKING = {
-    "interpolate-video",
-    "cross-fade",
-    "two-projections",
-    "merged-unets",
-    "blocks-off",
-    "first-frame-from-another-model",
-    "motion-grid",
-    "attention-maps",
-    "look-inside",
-}
 
 SETTINGS = {
     "KandinskyVideoFirstFrame": {"width": 128, "height": 128, "steps": 50, "guidance": 5.0},
@@ -62,36 +29,11 @@ SETTINGS = {
     "KandinskyVideoInterpolate": {"skip_frames": "auto", "guidance": 0.5, "steps": 10},
     "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
 }
-FEWER_STEPS = {50: 2, 20: 2, 10: 1}
 
 
 @pytest.fixture(scope="module")
 def object_info(server):
     return server.client.object_info()
-
-
-def quick(graph):
-    """The graph with fewer steps."""
-    for node in graph.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = FEWER_STEPS[node["inputs"]["steps"]]
-    return graph
-
-
-def check_video(content, frames, width, height, rate=None):
-    rate = rate or frames / 5.5
-    with av.open(io.BytesIO(content)) as video:
-        assert "mp4" in video.format.name
-        stream = video.streams.video[0]
-        assert stream.codec_context.name == "h264"
-        assert {(frame.width, frame.height) for frame in video.decode(stream)} == {(width, height)}
-        assert stream.frames == frames
-        assert float(stream.average_rate) == pytest.approx(rate, abs=1e-3)
-        assert float(stream.duration * stream.time_base) == pytest.approx(frames / rate, abs=0.01)
-
-
-def saved(server, run, suffix):
-    return [server.client.download(file) for file in run.files() if file["filename"].endswith(suffix)]
 
 
 @pytest.mark.parametrize("name", VIDEOS)
@@ -114,19 +56,6 @@ def test_pictures(server, run_graph, name):
 def test_looking(server, run_graph, name):
     """What the pictures and videos show, test_looking_templates.py says."""
     assert saved(server, run_graph(quick(templates.api_graph(name))), (".mp4", ".png"))
-
-
-def pixels_of(content):
-    """Frames `[t, 3, H, W]` in [-1, 1] of a video file."""
-    with av.open(io.BytesIO(content)) as video:
-        frames = numpy.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-    return torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1
-
-
-def named(prompt):
-    """Numbers of the colour, shape, direction and background that a prompt of the toy world names."""
-    ids, _ = words.tokens([prompt])
-    return [words.named(ids, kind).item() - 1 for kind in words.KINDS]
 
 
 @pytest.mark.parametrize("name", quick_cases("text-to-video-medium", of=["text-to-video-medium", "image-to-video"]))
@@ -190,11 +119,6 @@ def test_template_fits_the_nodes(object_info, name):
                 if options.get("image_upload"):
                     assert next(values) == "image"
         assert list(values) == []
-
-
-def graphs_of(workflow):
-    """The workflow itself, and its subgraphs."""
-    return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
 
 
 def subgraph_ids(name):
