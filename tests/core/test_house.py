@@ -61,7 +61,9 @@ def test_arrows_point_one_way():
 
 
 def test_only_the_list_of_nodes_knows_the_experiments():
-    knows = [name for name in files() if room(name) == "nodes" and any("experiments" in path for path in imported(name))]
+    knows = [
+        name for name in files() if room(name) == "nodes" and any("experiments" in path for path in imported(name))
+    ]
     assert knows == ["nodes/__init__.py"]
 
 

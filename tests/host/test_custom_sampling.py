@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.families import quick_cases
 from tests.support.golden_parts import GoldenNoise, frames_first
 from tests.support.tiny_parts import KEYFRAMES, sample, scene, sigmas
 from training import world
@@ -10,7 +11,7 @@ from training import world
 SEED = KEYFRAMES["seed"]
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"
-QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def check_clip(tiny, samples):
     assert (seen.centre - track).norm(dim=1).max() < 3.5
 
 
-@pytest.mark.parametrize("name", ["ddpm (published)", *QUICK])
+@pytest.mark.parametrize("name", quick_cases("ddpm (published)", "euler", of=["ddpm (published)", *SAMPLERS]))
 def test_samplers_of_the_host(tiny, published, name):
     from comfy.samplers import sampler_object
 
