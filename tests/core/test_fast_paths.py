@@ -10,6 +10,7 @@ from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.operations import TorchOperations
 from tests.support import plain, recipe
+from tests.support.families import thorough
 from tests.support.golden_networks import noise, prompts
 from tests.support.recipe import fill, golden
 from tools import measure
@@ -96,7 +97,7 @@ def test_texts_that_change_over_the_frames(monkeypatch, part):
     torch.testing.assert_close(fast, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["keyframes", "gaps that act and one that does not", "video MoVQ"])
+@pytest.mark.parametrize("name", ["keyframes", thorough("gaps that act and one that does not"), thorough("video MoVQ")])
 def test_torch_compile_breaks_no_graph(monkeypatch, name):
     def compiled(network, part):
         network, entry = recipe.fill(network, part), "decode" if isinstance(network, MoVQ) else "forward"
@@ -152,6 +153,7 @@ def test_a_chunk_is_convolved_in_halves_where_torch_is_slow(height, halves):
     assert given[0] == (2 if halves else 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["keyframes", "decode-video"])
 def test_memory(monkeypatch, stage):
     """At 36 frames of 32x32 latents with 96 model channels, and a chunk of video of that size."""
