@@ -97,7 +97,7 @@ def test_texts_that_change_over_the_frames(monkeypatch, part):
     torch.testing.assert_close(fast, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["keyframes", thorough("gaps that act and one that does not"), thorough("video MoVQ")])
+@pytest.mark.parametrize("name", [thorough("keyframes"), thorough("gaps that act and one that does not"), "video MoVQ"])
 def test_torch_compile_breaks_no_graph(monkeypatch, name):
     def compiled(network, part):
         network, entry = recipe.fill(network, part), "decode" if isinstance(network, MoVQ) else "forward"

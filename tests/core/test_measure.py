@@ -7,7 +7,7 @@ from tests.support.families import quick_cases
 from tools import bench, measure
 
 
-@pytest.mark.parametrize("stage", quick_cases("text", "first-frame", of=bench.STAGES))
+@pytest.mark.parametrize("stage", quick_cases("text", "encode-image", of=bench.STAGES))
 def test_every_stage_is_measured(stage):
     with torch.inference_mode():
         result = measure.measure(stage, "small", 128, 128, "cpu", None, 2, False)
