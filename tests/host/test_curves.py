@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.families import thorough
 from tests.support.tiny_parts import colours, scene
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -149,14 +150,15 @@ def test_context_windows_over_gaps_take_their_own_texts(tiny, texts_of_frames):
     assert set(texts_of_frames) == {"===", "==|="} and out["samples"].isfinite().all()
 
 
-def test_the_colour_switches_at_the_right_keyframe(tiny):
-    for frame, colour in ((3, "green"), (6, "blue"), (9, "yellow")):
-        text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
-        seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))
-        assert seen.found.all()
-        assert colours(seen) == ["red"] * frame + [colour] * (12 - frame)
+@pytest.mark.parametrize("frame, colour", [thorough(3, "green"), (6, "blue"), thorough(9, "yellow")])
+def test_the_colour_switches_at_the_right_keyframe(tiny, frame, colour):
+    text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
+    seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))
+    assert seen.found.all()
+    assert colours(seen) == ["red"] * frame + [colour] * (12 - frame)
 
 
+@pytest.mark.thorough
 def test_motion_follows_its_curve(tiny):
     """The way of the first and of the last five keyframes, slow and fast, fast and slow."""
     ways = {}

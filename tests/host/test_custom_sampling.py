@@ -4,30 +4,20 @@ import pytest
 import torch
 
 from kv_core.sampling.settings import Keyframes
+from tests.support.families import quick_cases
 from tests.support.golden_parts import GoldenNoise, frames_first
-from tests.support.tiny_parts import KEYFRAMES, scene
+from tests.support.tiny_parts import KEYFRAMES, sample, scene, sigmas
 from training import world
 
-SEED = 7
+SEED = KEYFRAMES["seed"]
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"
-QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
-
-
-def sample(guider, latent, sigmas, sampler=None, noise=None):
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
-    with torch.inference_mode():
-        return SamplerCustomAdvanced.execute(noise or Noise_RandomNoise(SEED), guider, sampler, sigmas, latent).args[0]
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
 
 
 @pytest.fixture(scope="module")
 def published(tiny):
     return tiny.node("DDPM")
-
-
-def sigmas(tiny, spacing="leading", steps=8, denoise=1.0, model=None):
-    return tiny.node("Sigmas", model=model or tiny.unet, spacing=spacing, steps=steps, denoise=denoise)
 
 
 def keyframe_guider(tiny, **changes):
@@ -209,7 +199,7 @@ def check_clip(tiny, samples):
     assert (seen.centre - track).norm(dim=1).max() < 3.5
 
 
-@pytest.mark.parametrize("name", ["ddpm (published)", *QUICK])
+@pytest.mark.parametrize("name", quick_cases("ddpm (published)", "euler", of=["ddpm (published)", *SAMPLERS]))
 def test_samplers_of_the_host(tiny, published, name):
     from comfy.samplers import sampler_object
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.host.test_editor import UNKNOWN
-from tests.host.test_workflows import graphs_of
+from tests.support.workflow_runs import graphs_of
 from tools.authoring import notes, templates
 from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK

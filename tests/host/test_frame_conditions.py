@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from evaluation.benchmark import psnr
-from tests.support.tiny_parts import KEYFRAMES, colours, scene
+from tests.support.families import thorough
+from tests.support.tiny_parts import KEYFRAMES, colours, sample, scene, sigmas
 from training import world
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -44,8 +45,6 @@ def test_a_held_frame_comes_out_as_it_went_in(tiny, sampler):
 
 
 def test_a_held_frame_comes_out_of_the_hosts_sampler_too(tiny):
-    from tests.host.test_custom_sampling import sample, sigmas
-
     last = at(tiny, END)
     guider, latent = tiny.nodes(
         "KeyframeGuider",
@@ -86,6 +85,7 @@ def test_what_is_shown_reaches_the_unet(tiny, adapters, monkeypatch):
     assert not torch.equal(with_last["samples"], tiny.keyframes(CIRCLE, PROMPT, steps=1)["samples"])
 
 
+@pytest.mark.thorough
 def test_first_and_last_frame(tiny):
     """Where the prompt leads there anyway, the clip arrives; elsewhere it leans there and jumps at the end."""
     for end, largest in ((END, 2.0), ((40, 30), 9.0)):
@@ -100,6 +100,7 @@ def test_first_and_last_frame(tiny):
             assert seen.centre[10, 0] > plain.centre[10, 0] + 2, "it hurries"
 
 
+@pytest.mark.thorough
 def test_video_to_video_keeps_the_motion_and_changes_the_colour(tiny, clip):
     blue = at(tiny, (16, 30), "blue")
     plain, half = (
@@ -145,7 +146,7 @@ def extend(tiny, clip, count, text=PROMPT, **more):
     return tiny.node("JoinClips", first=clip, second=second, overlap=count)
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [thorough(1), 4])
 def test_an_extended_clip_has_no_seam(tiny, clip, count):
     joined = extend(tiny, clip, count)["samples"]
     assert joined.shape[2] == 24 - count and torch.equal(joined[:, :, :12], clip["samples"])
@@ -156,6 +157,7 @@ def test_an_extended_clip_has_no_seam(tiny, clip, count):
     assert (x.diff() > 0).all() and x[-1] > x[11] + 5, "it goes on to the right"
 
 
+@pytest.mark.thorough
 def test_a_loop_ends_where_it_began(tiny, clip):
     """Back to the left, with the first frame given as the last."""
     back = given(tiny, tiny.node("PickFrames", samples=clip, position=0, count=1), -1)

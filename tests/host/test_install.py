@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from tests.host.test_workflows import VIDEOS, check_video, quick, saved
+from tests.support.families import quick_cases
+from tests.support.workflow_runs import VIDEOS, check_video, quick, saved
 from tools.authoring import templates
 from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK, Server
@@ -148,7 +149,7 @@ class Installed(Server):
             shutil.copyfile(ROOT / name, folder / name)
 
 
-@pytest.mark.parametrize("source", FILES)
+@pytest.mark.parametrize("source", quick_cases("archive", of=FILES))
 def test_it_runs_as_it_comes(comfyui_host, tmp_path, source):
     server = Installed(comfyui_host, tmp_path, device="cpu")
     server.files = FILES[source]()

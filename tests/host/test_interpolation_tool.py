@@ -79,6 +79,7 @@ def test_any_video_is_interpolated(clip, scene, images):
     assert error < 1.5 and min(psnr["made"], psnr["latents"]) > psnr["pixels"] + 3
 
 
+@pytest.mark.thorough
 def test_three_passes(clip, scene, images):
     video = encode(clip, images[:9:4])
     for frames in (9, 33, 129):

@@ -54,10 +54,10 @@ class Editor:
         self.address = address
         self.locale = locale
         self.size = width, height
-        self.errors = []
+        self.errors: list[str] = []
         self._session = None
         self._numbers = itertools.count(1)
-        self._waiting = {}
+        self._waiting: dict[int, asyncio.Future[dict]] = {}
 
     async def __aenter__(self) -> Editor:
         program = find_chromium()
@@ -108,7 +108,7 @@ class Editor:
         """A command of the DevTools protocol. Raises EditorError with its complaint."""
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-        session = {"sessionId": self._session} if self._session else {}
+        session: dict = {"sessionId": self._session} if self._session else {}
         await self._socket.send_json({"id": number, "method": method, "params": parameters, **session})
         content = await asyncio.wait_for(answer, SECONDS)
         if "error" in content:

@@ -46,7 +46,7 @@ def nodes(graph: dict, *class_types: str) -> list[dict]:
     return [node for node in graph.values() if node["class_type"] in class_types]
 
 
-def write(graph: dict, name: str, value: int | str | None, *class_types: str) -> None:
+def write(graph: dict, name: str, value: int | str | list | None, *class_types: str) -> None:
     if value is not None:
         for node in nodes(graph, *class_types):
             node["inputs"][name] = value

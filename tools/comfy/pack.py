@@ -26,6 +26,7 @@ def load(comfyui: Path, base_directory: Path) -> ModuleType:
     args.cpu = True
     args.base_directory = str(base_directory)
     spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)

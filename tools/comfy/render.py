@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 from PIL import Image, UnidentifiedImageError
@@ -22,10 +23,10 @@ class Progress:
 
     def __init__(self, graph: dict):
         self.graph = graph
-        self.started = {}
-        self.done = set()
+        self.started: dict[str, float] = {}
+        self.done: set[str] = set()
 
-    def __call__(self, kind: str, data: dict | bytes) -> None:
+    def __call__(self, kind: str, data: Any) -> None:
         if kind != "progress_state":
             return
         for node, state in data["nodes"].items():
@@ -88,7 +89,8 @@ def make_clip(server: Server, settings: dict) -> Path:
 def leave_open(server: Server) -> None:
     print(f"ComfyUI is open at {server.client.address}; Ctrl-C ends it.")
     print("In its menu, Browse Templates has this clip's workflow under Kandinsky Video.")
-    server.process.wait()
+    if server.process:
+        server.process.wait()
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -26,7 +27,7 @@ PACK_NODE = "KandinskyVideoUNetLoader"  # asked for after the start, to see that
 START_SECONDS = 300
 STOP_SECONDS = 20
 
-OnEvent = Callable[[str, "dict | bytes"], None]
+OnEvent = Callable[[str, Any], None]  # the data is a dict, of a preview its bytes
 
 
 class ServerError(HostError):
@@ -44,7 +45,7 @@ class Run:
     status: str
     outputs: dict
     error: str | None
-    events: list[tuple[str, dict | bytes]]
+    events: list[tuple[str, Any]]
 
     def progress(self) -> dict[str, list[tuple[float, float]]]:
         """Node id -> the (value, max) pairs of its `progress` events."""
@@ -102,7 +103,7 @@ class Client:
         return asyncio.run(self._run(graph, on_event, timeout))
 
     async def _run(self, graph: dict, on_event: OnEvent, timeout: float) -> Run:
-        events = []
+        events: list[tuple[str, Any]] = []
         url = f"{self.address}/ws?clientId={self.id}"
         async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as connection:
             await connection.receive()  # the greeting: from here on events of this client are sent to it
@@ -118,7 +119,9 @@ class Client:
                     raise ServerError("The server closed the connection while the graph ran.")
                 events.append(_event(message))
                 on_event(*events[-1])
-        return self._finished(prompt, events)
+        done = self._finished(prompt, events)
+        assert done, "the history has what has ended"
+        return done
 
     def _finished(self, prompt: str, events: list) -> Run | None:
         entry = self.get(f"/history/{prompt}").get(prompt)
@@ -143,7 +146,7 @@ class Client:
         return self.request("/view?" + urllib.parse.urlencode({name: file[name] for name in names}))
 
 
-def _event(message: aiohttp.WSMessage) -> tuple[str, dict | bytes]:
+def _event(message: Any) -> tuple[str, Any]:
     if message.type is aiohttp.WSMsgType.BINARY:
         return "preview", message.data
     content = json.loads(message.data)
@@ -182,7 +185,7 @@ class Server:
         self.log = self.work / "server.log"
         self.input = self.work / "input"
         self.output = output or self.work / "output"
-        self.process = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
         for folder in (self.work / "custom_nodes", self.input, self.output):
@@ -204,11 +207,11 @@ class Server:
         """Make the pack appear as this folder."""
         link_pack(folder)
 
-    def command(self) -> list[str | Path]:
+    def command(self) -> list[str]:
         flags = ["--cpu"] if self.device == "cpu" or not has_accelerator(self.host.python) else []
         return [
-            *[self.host.python, self.host.path / "main.py", *flags, "--port", str(self.port)],
-            *["--base-directory", self.work, "--output-directory", self.output],
+            *[str(self.host.python), str(self.host.path / "main.py"), *flags, "--port", str(self.port)],
+            *["--base-directory", str(self.work), "--output-directory", str(self.output)],
             *["--database-url", "sqlite:///:memory:"],
             *["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "--disable-api-nodes"],
         ]
@@ -217,11 +220,11 @@ class Server:
         # Nothing here may reach for the network, whatever a library does when it is left alone.
         environ = {**PATIENT_THREADS, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         with self.log.open("wb") as log:
-            output = {} if self.verbose else {"stdout": log, "stderr": subprocess.STDOUT}
-            self.process = subprocess.Popen(self.command(), cwd=self.work, env=environ, **output)
+            output: dict[str, Any] = {} if self.verbose else {"stdout": log, "stderr": subprocess.STDOUT}
+            process = self.process = subprocess.Popen(self.command(), cwd=self.work, env=environ, **output)
         end = time.monotonic() + START_SECONDS
         while not self._answers():
-            if self.process.poll() is not None:
+            if process.poll() is not None:
                 raise ServerError(f"ComfyUI stopped while it started. {self.log_tail()}")
             if time.monotonic() > end:
                 raise ServerError(f"ComfyUI did not answer within {START_SECONDS} s. {self.log_tail()}")
