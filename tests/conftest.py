@@ -12,10 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = ("server", "clip")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
+def pytest_itemcollected(item):
     """With several workers, all tests of a shared fixture go to one of them; so do those of one file."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            shared = next((name for name in SHARED if name in item.fixturenames), None)
-            item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
+    if item.config.pluginmanager.hasplugin("xdist"):
+        shared = next((name for name in SHARED if name in item.fixturenames), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
