@@ -127,7 +127,7 @@ def test_denoise_says_where_it_begins(tiny, clip, adapters, monkeypatch):
         return forward(self, x, times, *arguments, **conditions)
 
     monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", watched)
-    for denoise, expected in ((1.0, [750, 500, 250, 0]), (0.5, [375, 250, 125, 0]), (0.003, [2, 1, 0])):
+    for denoise, expected in ((1.0, [750, 500, 250, 0]), (0.5, [375, 250, 125, 0]), (0.01, [6, 4, 2, 0])):
         timesteps.clear()
         out = tiny.keyframes(CIRCLE, PROMPT, steps=4, init_video=clip, denoise=denoise)["samples"]
         assert timesteps == expected
@@ -171,11 +171,11 @@ def test_a_loop_ends_where_it_began(tiny, clip):
 WRONG = {
     "a place outside": (
         lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frame_conditions=given(tiny, clip, 1)),
-        r"Sample Keyframes, condition 1 puts 12 frame\(s\) at 1, but the clip has frames 0 to 11",
+        r"Frame condition 1 puts 12 frame\(s\) at 1, but the clip has frames 0 to 11",
     ),
     "another length": (
         lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frames=8, init_video=clip),
-        "Sample Keyframes needs a start of 8 frames and 64x64 pixels, but got 12 frames and 64x64: set frames",
+        "init_video needs 8 frames of 64x64 pixels, but has 12 of 64x64: set frames",
     ),
     "frames that are not there": (
         lambda tiny, clip: tiny.node("PickFrames", samples=clip, position=-2, count=3),
@@ -187,7 +187,7 @@ WRONG = {
     ),
     "more shared than there are": (
         lambda tiny, clip: tiny.node("JoinClips", first=clip, second=clip, overlap=13),
-        "needs 13 shared frames in both clips, but they have 12 and 12: lower shared",
+        "needs an overlap of 13 frames in both clips, but they have 12 and 12: lower overlap",
     ),
 }
 

@@ -60,7 +60,7 @@ def published(language: str, graph: dict) -> str:
 
 
 def title_in(language: str, node: dict) -> str:
-    """The title of one of the pack's nodes as the editor shows it: the template's own, or the node's name translated."""
+    """The title of a node as the editor shows it: the template's own, or the node's name in this language."""
     words, english = (
         json.loads((host.ROOT / "locales" / name / "nodeDefs.json").read_text(encoding="utf-8"))[node["class_type"]]
         for name in (language, "en")
