@@ -5,23 +5,26 @@ Prompts and seeds are unseen: their combinations of shape, colour, background an
 """
 
 import argparse
-import json
 import math
 import os
-import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy
 import torch
-from tqdm import tqdm
 
-from kv_core.pictures.images import to_images, to_pixels
+from kv_core.networks.text_encoder import null_context
+from kv_core.pictures.images import psnr, to_images, to_pixels
 from kv_core.pipeline import load_pipeline
 from kv_core.sampling.frames import MOTION_SCORES
+from kv_core.sampling.settings import FirstFrame, Interpolation, Keyframes, Run
 from training import world
 from training.trainer import SIDE_BY_SIDE
+
+from . import record
+from .record import Results, Task
 
 FILES = {
     "keyframe_unet": "diffusion_models/kv-tiny/keyframes.safetensors",
@@ -33,7 +36,7 @@ FILES = {
 }
 DEFAULTS = {"guidance": 5.0, "text": 5.0, "image": 2.0, "interpolation": 0.5, "augmentation": 20}
 STEPS = (50, 50, 10)
-UNCONDITIONAL = -1.0  # of first frame guidance: (w + 1) conditional - w unconditional
+UNCONDITIONAL = None  # in the place of a first frame's guidance: the null embedding is its prompt
 EARLY = 4  # keyframes that a shape can move for at any speed before it may reach the edge
 
 
@@ -45,27 +48,35 @@ class Judge:
 
     def first_frame(self, texts, seed, guidance=DEFAULTS["guidance"]):
         """A drawn first frame, as the Pillow image that image to video takes."""
-        size = 2 * world.SIZE
-        return self.pipe.decode_image(self.pipe.first_frame(texts, size, size, guidance, STEPS[0], seed))
+        texts, guidance = guided(self.pipe, texts, guidance)
+        settings = FirstFrame(2 * world.SIZE, 2 * world.SIZE, guidance)
+        return self.pipe.decode_image(self.pipe.first_frame(texts, settings, Run(STEPS[0], seed)))
 
     def keyframes(self, texts, image, seed, motion="medium", text_guidance=DEFAULTS["text"]):
-        return self.pipe.keyframes(
-            texts,
-            self.pipe.encode_image(image, world.SIZE, world.SIZE),
-            MOTION_SCORES[motion],
-            DEFAULTS["augmentation"],
-            text_guidance,
-            DEFAULTS["image"],
-            STEPS[1],
-            seed,
+        settings = Keyframes(
+            motion_score=MOTION_SCORES[motion],
+            noise_augmentation=DEFAULTS["augmentation"],
+            text_guidance=text_guidance,
+            image_guidance=DEFAULTS["image"],
         )
+        frame = self.pipe.encode_image(image, world.SIZE, world.SIZE)
+        return self.pipe.keyframes(texts, frame, settings, Run(STEPS[1], seed))
 
     def interpolate(self, texts, latents, seed):
-        return self.pipe.interpolate(texts, latents, 3, DEFAULTS["interpolation"], STEPS[2], seed)
+        settings = Interpolation(3, DEFAULTS["interpolation"])
+        return self.pipe.interpolate(texts, latents, settings, Run(STEPS[2], seed))
 
     def pixels(self, latents):
         """Latents `[1, 4, t, 8, 8]` -> frames `[t, 3, 64, 64]` in [-1, 1]."""
         return bytes_to_pixels(self.pipe.decode_video(latents))
+
+
+def guided(pipe, texts, guidance):
+    """The texts and guidance of a first frame; with UNCONDITIONAL guidance the null embedding is its prompt."""
+    if guidance is not UNCONDITIONAL:
+        return texts, guidance
+    (context, _), _ = texts
+    return (null_context(pipe.keyframe[1], context), None), 0.0
 
 
 def bytes_to_pixels(frames):
@@ -101,11 +112,6 @@ def compare(pixels, scenes):
     }
     found["direction"] = (world.read_direction(seen.centre[None]) == scenes.direction).item()
     return {**found, "all": all(found.values())}
-
-
-def psnr(a, b):
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], over the last three axes."""
-    return -10 * (((a - b) / 2) ** 2).mean((-3, -2, -1)).clamp(min=1e-10).log10()
 
 
 # One function a measurement; each takes the judge and an index, which decides the scene and the seeds.
@@ -163,7 +169,7 @@ def image_to_video(judge, index):
     pixels = judge.pixels(judge.interpolate(texts, judge.keyframes(texts, image, index), index))
     last = world.read(pixels[-1:])
     return {
-        "psnr": psnr(pixels[0], to_pixels(image)[0]).item(),
+        "psnr": psnr(pixels[0], to_pixels(image)[0], 2).item(),
         "persists": (last.found & (last.shape == scenes.shape) & (last.colour == scenes.colour)).item(),
         "direction": compare(pixels, scenes)["direction"],
     }
@@ -197,8 +203,8 @@ def judge_gaps(judge, index, scenes, latents, truth):
     centres = world.positions(scenes, new / world.FRAMES_A_GAP)[0]
     return {
         "error": (world.read(pixels[new]).centre - centres).norm(dim=1).mean().item(),
-        "psnr": psnr(pixels[new], truth[new]).mean().item(),
-        "psnr_faded": psnr(faded, truth[new]).mean().item(),
+        "psnr": psnr(pixels[new], truth[new], 2).mean().item(),
+        "psnr_faded": psnr(faded, truth[new], 2).mean().item(),
     }
 
 
@@ -224,34 +230,31 @@ def negative(judge, index):
 
 
 MEASUREMENTS = {
-    "text_to_video": (text_to_video, 200),
-    "motion": (motion, 60),
-    "image_to_video": (image_to_video, 60),
-    "interpolation": (interpolation, 40),
-    "no_guidance": (no_guidance, 100),
-    "negative": (negative, 120),
+    "text_to_video": (text_to_video, 40),
+    "motion": (motion, 8),
+    "image_to_video": (image_to_video, 16),
+    "interpolation": (interpolation, 24),
+    "no_guidance": (no_guidance, 24),
+    "negative": (negative, 48),
 }
 
 
-def counts_of(share, names=MEASUREMENTS):
-    """{measurement: how many} for a share of the full number."""
-    return {name: max(1, round(MEASUREMENTS[name][1] * share)) for name in names}
+def plan(share: float = 1.0) -> list[Task]:
+    """Every measurement as often as it is made, times `share`."""
+    return [
+        (name, str(index)) for name, (_, count) in MEASUREMENTS.items() for index in range(max(1, round(count * share)))
+    ]
 
 
-def run(models, counts, workers=1, progress=True):
-    """{measurement: a list of what its function gave} for {measurement: how many}."""
-    tasks = [(name, index) for name, count in counts.items() for index in range(count)]
-    results = {name: [] for name in counts}
+def run(models: Path, tasks: Sequence[Task], workers: int = 1) -> Iterator[dict]:
+    """What each task's function gave, in their order."""
     if workers == 1:
         judge = Judge(models)
-        found = (_measure(judge, task) for task in tasks)
-    else:
-        os.environ.update(SIDE_BY_SIDE)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (models,))
-        found = pool.map(_measure_there, tasks)
-    for (name, _), result in tqdm(zip(tasks, found), total=len(tasks), disable=not progress):
-        results[name].append(result)
-    return results
+        yield from (_measure(judge, task) for task in tasks)
+        return
+    os.environ.update(SIDE_BY_SIDE)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (models,)) as pool:
+        yield from pool.map(_measure_there, tasks)
 
 
 def _begin(models):
@@ -267,88 +270,88 @@ def _measure_there(task):
 @torch.no_grad()
 def _measure(judge, task):
     name, index = task
-    return MEASUREMENTS[name][0](judge, index)
+    return MEASUREMENTS[name][0](judge, int(index))
 
 
-def summary(results):
-    """Rows (what, measured, wanted, holds) of the table."""
-    rows = []
-
-    def mean(name, key):
-        return float(numpy.mean([row[key] for row in results[name] if key in row]))
-
-    def share(name, key, what, floor):
-        value = mean(name, key)
-        rows.append((f"{what} ({len(results[name])} clips)", f"{value:.1%}", f"at least {floor:.0%}", value >= floor))
-
-    def number(what, value, unit, holds, wanted):
-        rows.append((what, f"{value:.2f} {unit}".strip(), wanted, holds))
-
-    if "text_to_video" in results:
-        for key, floor in (("colour", 0.95), ("shape", 0.9), ("direction", 0.85), ("all", 0.8)):
-            what = "all three match" if key == "all" else f"{key} matches"
-            share("text_to_video", key, f"text to video: {what}", floor)
-        temporal, image = mean("text_to_video", "flicker_temporal"), mean("text_to_video", "flicker_image")
-        number("flicker of still parts, temporal MoVQ", temporal, "of 255", temporal < image, f"below {image:.2f}")
-    if "motion" in results:
-        speeds = numpy.mean([row["speeds"] for row in results["motion"]], axis=0)
-        text = " < ".join(f"{speed:.2f}" for speed in speeds)
-        share("motion", "in_order", f"speed rises with the motion score, mean {text} pixels a keyframe", 0.9)
-    if "image_to_video" in results:
-        value = mean("image_to_video", "psnr")
-        number("image to video: first frame against the picture", value, "dB", value >= 25, "at least 25 dB")
-        share("image_to_video", "persists", "image to video: shape and colour persist to the last frame", 0.9)
-    if "interpolation" in results:
-        value = mean("interpolation", "error")
-        number("interpolation: position error", value, "pixels", value < 1.5, "below 1.5 pixels")
-        gain = mean("interpolation", "psnr") - mean("interpolation", "psnr_faded")
-        number("interpolation: over cross-fading", gain, "dB", gain >= 3, "at least 3 dB")
-    if "no_guidance" in results:
-        for key, kind in (("colour", world.COLOURS), ("shape", world.SHAPES), ("direction", world.DIRECTIONS)):
-            value, chance = mean("no_guidance", key), 1 / len(kind)
-            holds = abs(value - chance) < 3 * math.sqrt(chance * (1 - chance) / len(results["no_guidance"]))
-            wanted = f"near chance, {chance:.0%}"
-            rows.append(
-                (
-                    f"without text guidance: {key} matches ({len(results['no_guidance'])} clips)",
-                    f"{value:.1%}",
-                    wanted,
-                    holds,
-                )
-            )
-    if "negative" in results:
-        without, with_ = mean("negative", "without"), mean("negative", "with")
-        rows.append(
-            (
-                f"share of a colour with it as negative prompt ({len(results['negative'])} pictures)",
-                f"{with_:.1%}",
-                f"below {without:.1%}",
-                with_ < without,
-            )
-        )
-    return rows
-
-
-def table(rows):
+def table(results: Results) -> str:
+    """What was measured, what is wanted, and whether it holds."""
     lines = ["| measured | result | wanted | holds |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {a} | {b} | {c} | {'yes' if holds else 'no'} |" for a, b, c, holds in rows)])
+    rows = (row for summary in SUMMARIES for row in summary(results))
+    lines += (f"| {what} | {value} | {wanted} | {'yes' if holds else 'no'} |" for what, value, wanted, holds in rows)
+    return "\n".join(lines) + "\n"
 
 
-def main(arguments=None):
+def mean(results: Results, name: str, key: str) -> float:
+    return float(numpy.mean([row[key] for row in results[name].values() if key in row]))
+
+
+# One function a measurement: rows (measured, result, wanted, holds).
+
+
+def _share(results, name, key, what, floor):
+    value = mean(results, name, key)
+    return f"{what} ({len(results[name])} clips)", f"{value:.1%}", f"at least {floor:.0%}", value >= floor
+
+
+def _text_to_video(results):
+    floors = {"colour": 0.95, "shape": 0.9, "direction": 0.85}
+    for key, floor in floors.items():
+        yield _share(results, "text_to_video", key, f"text to video: {key} matches", floor)
+    yield _share(results, "text_to_video", "all", "text to video: all three match", 0.8)
+    temporal, image = (mean(results, "text_to_video", f"flicker_{name}") for name in ("temporal", "image"))
+    what = "flicker of still parts, temporal MoVQ"
+    yield what, f"{temporal:.2f} of 255", f"below the image MoVQ's {image:.2f}", temporal < image
+
+
+def _motion(results):
+    speeds = numpy.mean([row["speeds"] for row in results["motion"].values()], axis=0)
+    text = " < ".join(f"{speed:.2f}" for speed in speeds)
+    what = f"speed rises with the motion score, mean {text} pixels a keyframe"
+    yield _share(results, "motion", "in_order", what, 0.9)
+
+
+def _image_to_video(results):
+    value = mean(results, "image_to_video", "psnr")
+    yield "image to video: first frame against the picture", f"{value:.2f} dB", "at least 25 dB", value >= 25
+    what = "image to video: shape and colour persist to the last frame"
+    yield _share(results, "image_to_video", "persists", what, 0.9)
+
+
+def _interpolation(results):
+    count = f"({len(results['interpolation'])} clips)"
+    value = mean(results, "interpolation", "error")
+    yield f"interpolation: position error {count}", f"{value:.2f} pixels", "below 1.5 pixels", value < 1.5
+    gain = mean(results, "interpolation", "psnr") - mean(results, "interpolation", "psnr_faded")
+    yield f"interpolation: PSNR over that of cross-fading {count}", f"{gain:.2f} dB", "at least 3 dB", gain >= 3
+
+
+def _no_guidance(results):
+    count = len(results["no_guidance"])
+    for key, kind in (("colour", world.COLOURS), ("shape", world.SHAPES), ("direction", world.DIRECTIONS)):
+        value, chance = mean(results, "no_guidance", key), 1 / len(kind)
+        holds = abs(value - chance) < 3 * math.sqrt(chance * (1 - chance) / count)
+        what = f"without text guidance: {key} matches ({count} clips)"
+        yield what, f"{value:.1%}", f"near chance, {chance:.0%}", holds
+
+
+def _negative(results):
+    without, with_ = mean(results, "negative", "without"), mean(results, "negative", "with")
+    what = f"share of a colour with it as negative prompt ({len(results['negative'])} pictures)"
+    yield what, f"{with_:.1%}", f"below {without:.1%}", with_ < without
+
+
+SUMMARIES = (_text_to_video, _motion, _image_to_video, _interpolation, _no_guidance, _negative)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="folder with the tiny model's files")
+    record.add_options(parser, "benchmark.md")
     parser.add_argument("--share", type=float, default=1.0, help="share of the full number of clips")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    parser.add_argument("--out", type=Path, help="JSON file for every single result")
     options = parser.parse_args(arguments)
-    start = time.monotonic()
-    counts = counts_of(options.share, options.only)
-    results = run(options.models, counts, options.workers)
-    print(table(summary(results)))
-    print(f"{sum(counts.values())} measurements in {(time.monotonic() - start) / 60:.1f} minutes.")
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = record.Page("benchmark", options.out, options.models, table)
+    line = record.command("benchmark", parser, options, ["share"])
+    page.run(options, plan(options.share), lambda tasks: run(options.models, tasks, options.workers), line)
 
 
 if __name__ == "__main__":

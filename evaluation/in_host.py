@@ -1,6 +1,6 @@
 """The tiny model's U-Nets as MODELs in ComfyUI, sampled by the pack's nodes with any sampler, schedule and cache.
 
-Runs where ComfyUI can be imported, which `tools.pack.load` sees to.
+Runs where ComfyUI can be imported, which `tools.comfy.pack.load` sees to.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 from kv_core.sampling.frames import MOTION_SCORES
 from training import world
 
-from .benchmark import DEFAULTS, FILES, Judge
+from .benchmark import DEFAULTS, FILES, Judge, guided
 
 OWN = "published"  # the pack's sampler, which the host does not list
 OWN_SPACINGS = ("leading", "trailing", "karras")
@@ -59,7 +59,7 @@ class HostJudge(Judge):
             part: pack.nodes.host.unets.load_unet(str(Path(models) / FILES[part]), "fp32")
             for part in ("keyframe_unet", "interpolation_unet")
         }
-        self._latent = pack.nodes.sockets.latent
+        self._latent, self._prompts = pack.nodes.sockets.latent, pack.nodes.host.prompts
         self.settings = dict(PUBLISHED)
         self.seconds, self.calls = {}, {}
         self._kept = {}
@@ -88,6 +88,7 @@ class HostJudge(Judge):
             self.settings = before
 
     def first_frame(self, texts, seed, guidance=DEFAULTS["guidance"]):
+        texts, guidance = guided(self.pipe, texts, guidance)
         size = 2 * world.SIZE
         return self.pipe.decode_image(
             self._sample("first_frame", "FirstFrame", texts, seed, width=size, height=size, guidance=guidance)
@@ -128,7 +129,8 @@ class HostJudge(Judge):
         model = self._unets["interpolation_unet" if stage == "interpolation" else "keyframe_unet"]
         sigmas, sampler = self._sigmas(model, setting), self._sampler(setting.sampler)
         positive, negative = (
-            None if text is None else [[text[0], {"attention_mask": text[1], "projection": "base"}]] for text in texts
+            None if text is None else self._prompts.conditioning(self._prompts.Prompt("base", (), ((0, text),)))
+            for text in texts
         )
         with count_rows(model.model.diffusion_model) as rows, torch.random.fork_rng(devices=[]):
             start = time.process_time()

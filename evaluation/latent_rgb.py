@@ -1,7 +1,7 @@
 """Fit the map from a MoVQ's latent to colours that previews use: `python -m evaluation.latent_rgb FILE`.
 
 Least squares over the cells of 8 x 8 pixels of many pictures, against those cells' mean colours. Prints the map as
-kv_core/latent_rgb.py holds it, and how well it does on pictures that it was not fitted to. The pictures are the toy
+kv_core/pictures/latent_rgb.py holds it, and its PSNR on pictures that it was not fitted to. The pictures are the toy
 world's, or those of a folder: a MoVQ of photographs wants some hundred photographs.
 """
 
@@ -31,8 +31,9 @@ def main():
     latents, pixels = encoded(load(options.file), pictures)
     factors, bias = latent_rgb.fit(latents[::2], pixels[::2])
     print(formatted(factors.tolist(), bias.tolist()))
-    shown = latent_rgb.to_rgb(latents[1::2], factors.tolist(), bias.tolist())
-    print(f"{latent_rgb.psnr(shown, latent_rgb.means(pixels[1::2])):.2f} dB on {len(shown)} other pictures")
+    shown = latent_rgb.to_rgb(latents[1::2], factors.tolist(), bias.tolist()).clamp(-1, 1)  # as a screen shows it
+    value = images.psnr(shown, latent_rgb.means(pixels[1::2]), 2, dims=None)
+    print(f"{value:.2f} dB on {len(shown)} other pictures")
 
 
 def load(path):

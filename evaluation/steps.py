@@ -1,32 +1,31 @@
 """Measures how many steps the stages need with ComfyUI's samplers, and with EasyCache: `python -m evaluation.steps`.
 
 Runs in ComfyUI's Python. Every stage is judged by itself at the published guidance, on scenes that were never trained
-on, from pixels alone; then the whole clip. Each finished measurement is on disk at once, and the next run goes on.
+on, from pixels alone; then the whole clip. Writes docs/tiny/steps.md, and a chart beside it.
 """
 
 import argparse
-import json
+import contextlib
 import logging
 import math
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
-from kv_core.files.conversion import appearing
-from kv_core.pictures.images import to_pixels
+from kv_core.pictures.images import psnr, to_pixels
 from tools import host
 from tools.comfy import pack
 from training import world
 
-from . import benchmark
-from .chart import line_chart
+from . import benchmark, chart, record
 from .in_host import OWN, OWN_SPACINGS, PUBLISHED, HostJudge, Setting
+from .record import Results, Task
 
 # Not ddim, which is euler where nothing is masked, nor ddpm, which is euler_ancestral.
-SAMPLERS = (
+SAMPLERS = [
     OWN,
     "euler",
     "euler_ancestral",
@@ -38,12 +37,11 @@ SAMPLERS = (
     "lcm",
     "res_multistep",
     "er_sde",
-)
+]
 TWO_CALLS = {"dpmpp_sde", "heun"}  # of the U-Net a step, so half as many steps are looked at
-STEPS = (5, 8, 10, 15, 20)
+STEP_COUNTS = [5, 8, 10, 15, 20]
 SPACING = "karras"  # what the keyframes' samplers are compared with
 SPACED, SPACED_STEPS = (OWN, "euler", "dpmpp_2m", "dpmpp_sde"), 10  # for the other spacings
-ROUND = 12  # clips of every setting before the next ones, so that a run that was stopped tells something of all
 MORE = {
     "keyframes": (
         "published/leading/5 published/leading/20 published/leading/30 euler/leading/5 euler/leading/20 "
@@ -88,7 +86,7 @@ def keyframes(judge, index):
     """Twelve keyframes from a scene's true first frame: what they show, and how far they are from the true clip.
 
     error: pixels between the shape's centre and where it should be. psnr: against the true clip as the same decoder
-    shows it; psnr_published: against the clip of the published settings and the same seed.
+    shows it; psnr_published: against the clip of the published settings and the same seed, where these are others.
     """
     scenes, times = benchmark.scene(index), torch.arange(float(world.KEYFRAMES))
     texts, image = judge.pipe.encode_text(scenes.captions()[0]), benchmark.picture(scenes)
@@ -104,13 +102,14 @@ def keyframes(judge, index):
     with judge.using(PUBLISHED):
         published = judge.kept(("published keyframes", index), sampled)
     still = benchmark.still_parts(truth)
+    apart = {} if torch.equal(pixels, published) else {"psnr_published": psnr(pixels, published, 2).mean().item()}
     return {
         **benchmark.compare(pixels, scenes),
         "error": (world.read(pixels).centre - world.positions(scenes, times)[0]).norm(dim=1).mean().item(),
         "flicker": benchmark.change(pixels, still),
         "flicker_true": benchmark.change(truth, still),
-        "psnr": benchmark.psnr(pixels, truth).mean().item(),
-        "psnr_published": benchmark.psnr(pixels, published).mean().item(),
+        "psnr": psnr(pixels, truth, 2).mean().item(),
+        **apart,
         **cost,
     }
 
@@ -155,8 +154,10 @@ def settings_of(stage, text):
     return dict(zip(PUBLISHED if stage == "clip" else [stage], map(Setting.parse, text.split("+")), strict=True))
 
 
-def plan(stages, samplers=SAMPLERS, steps=STEPS):
-    """[(stage, setting as it is written)]; samplers and steps: of the keyframes."""
+def settings(
+    stages: Sequence[str], samplers: Sequence[str] = SAMPLERS, steps: Sequence[int] = STEP_COUNTS
+) -> list[str]:
+    """Every stage with a setting as it is written, "keyframes euler/karras/10"; samplers, steps: of the keyframes."""
     found = {stage: MORE[stage].split() for stage in stages}
     if "keyframes" in found:
         published = str(PUBLISHED["keyframes"])
@@ -173,33 +174,19 @@ def plan(stages, samplers=SAMPLERS, steps=STEPS):
             if sampler in samplers
         ]
         found["keyframes"] = [published, *grid, *spaced, *found["keyframes"]]
-    return list(dict.fromkeys((stage, text) for stage, texts in found.items() for text in texts))
+    return list(dict.fromkeys(f"{stage} {text}" for stage, texts in found.items() for text in texts))
 
 
-def measure(judge, tasks, clips, path, progress=print):
-    """Measures what is missing in the JSON file `path`, {"stage setting": {index: measured}}, and returns all of it."""
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    todo = [
-        (stage, text, index)
-        for begin in range(0, clips, ROUND)
-        for stage, text in tasks
-        for index in range(begin, min(begin + ROUND, clips))
-        if str(index) not in results.get(f"{stage} {text}", {})
-    ]
-    start = time.monotonic()
-    for done, (stage, text, index) in enumerate(todo, 1):
+def plan(keys: Sequence[str], clips: int) -> list[Task]:
+    return [(key, str(index)) for key in keys for index in range(clips)]
+
+
+def measure(judge: HostJudge, tasks: Sequence[Task]) -> Iterator[dict]:
+    """What each task gave, in their order."""
+    for key, index in tasks:
+        stage, text = key.split(" ")
         with torch.inference_mode(), judge.using(settings_of(stage, text)):
-            results.setdefault(f"{stage} {text}", {})[str(index)] = MEASUREMENTS[stage](judge, index)
-        _write(path, results)
-        left = (time.monotonic() - start) / done * (len(todo) - done) / 60
-        progress(f"{done} of {len(todo)}, {left:.0f} minutes left: {stage} {text}, clip {index}")
-    return results
-
-
-def _write(path, results):
-    """All at once, so that a run that is killed leaves a whole file."""
-    with appearing(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            yield MEASUREMENTS[stage](judge, int(index))
 
 
 def summary(rows):
@@ -221,7 +208,21 @@ def _mean_error(values):
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def table(results, stage):
+TITLES = {
+    "keyframes": "Keyframes",
+    "first_frame": "First frame",
+    "interpolation": "Interpolation",
+    "clip": "Whole clips",
+}
+
+
+def tables(results: Results) -> str:
+    """A table a stage."""
+    stages = dict.fromkeys(key.split(" ")[0] for key in results)
+    return "\n".join(f"## {TITLES[stage]}\n\n{table(results, stage)}\n" for stage in stages)
+
+
+def table(results: Results, stage: str) -> str:
     """A Markdown table of one stage's settings: means, most with ± one standard error."""
     rows = {key.split(" ")[1]: list(rows.values()) for key, rows in results.items() if key.split(" ")[0] == stage}
     found = {text: summary(rows) for text, rows in rows.items()}
@@ -243,53 +244,79 @@ def _cell(key, value):
     return f"{scale * value[0]:.{digits}f}{error}{unit}"
 
 
-def chart(results):
-    """The keyframes' samplers over U-Net calls; the published one with its own spacing too."""
-    panels = {
-        "shape, colour and direction match, %": ({}, 0, 100),
-        "flicker of still parts, of 255": ({}, 0.1, 50),
-        "PSNR to the true clip, dB": ({}, 10, 35),
-    }
+PANELS = {  # title: what is measured, times what, lowest and highest value, and whether these are logarithms
+    "shape, colour and direction match, %": ("all", 100, 0, 105, False),
+    "flicker of still parts, of 255": ("flicker", 1, 0.1, 50, True),
+    "PSNR to the true clip, dB": ("psnr", 1, 10, 36, False),
+}
+
+
+def draw(results: Results):
+    """A matplotlib figure of the keyframes' samplers over U-Net calls; the published one with its own spacing too."""
+    lines = chart_lines(results)
+    figure, axes = chart.panels(1, len(PANELS))
+    for axis, (title, (what, scale, low, high, logarithmic)) in zip(axes, PANELS.items()):
+        for name, rows in lines.items():
+            points = sorted((row["calls"][0], scale * row[what][0]) for row in rows)
+            axis.plot(*zip(*points), marker="o", markersize=3, label=name)
+        axis.set(title=title, xlabel="U-Net calls a clip", xscale="log", ylim=(low, high))
+        axis.set_yscale("log" if logarithmic else "linear")
+        axis.set_xticks([5, 10, 20, 50], [5, 10, 20, 50])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def chart_lines(results: Results) -> dict[str, list[dict]]:
+    """{line: summaries of its settings}: of keyframes at one spacing, or published throughout, without a cache."""
+    lines: dict[str, list[dict]] = {}
     for key, rows in results.items():
         stage, text = key.split(" ")
-        setting = settings_of(stage, text).get("keyframes")
-        if stage != "keyframes" or setting.cache or setting.spacing not in (SPACING, PUBLISHED[stage].spacing):
+        if stage != "keyframes":
             continue
-        if setting.spacing != SPACING and setting.sampler != OWN:
-            continue
-        name = setting.sampler if setting.spacing == SPACING else f"{setting.sampler}, {setting.spacing}"
-        row = summary(list(rows.values()))
-        for (lines, _, _), what, scale in zip(panels.values(), ("all", "flicker", "psnr"), (100, 1, 1)):
-            lines.setdefault(name, []).append((row["calls"][0], scale * row[what][0]))
-    return line_chart(panels, "U-Net calls a clip")
+        setting, own = Setting.parse(text), PUBLISHED[stage]
+        published = (setting.sampler, setting.spacing) == (own.sampler, own.spacing)
+        if not setting.cache and (published or setting.spacing == SPACING):
+            name = f"{setting.sampler}, {setting.spacing}" if published else setting.sampler
+            lines.setdefault(name, []).append(summary(list(rows.values())))
+    return lines
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     host.add_option(parser)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="folder with the tiny model's files")
+    record.add_options(parser, "steps.md")
     parser.add_argument("--stages", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS, help="of the keyframes, by ComfyUI's names")
-    parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="of the keyframes")
-    parser.add_argument("--clips", type=int, default=24, help="of every setting (default: 24)")
-    parser.add_argument("--out", type=Path, default=Path("steps.json"), help="JSON file for every single result")
-    parser.add_argument("--chart", type=Path, help="PNG file for a chart of the keyframes' samplers")
+    parser.add_argument("--steps", nargs="+", type=int, default=STEP_COUNTS, help="of the keyframes")
+    parser.add_argument("--clips", type=int, default=12, help="of every setting (default: 12)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the tensors are too small for more to pay
+    tasks = plan(settings(options.stages, options.samplers, options.steps), options.clips)
+    page = record.Page("steps", options.out, options.models, tables)
+    line = record.command("steps", parser, options, ["stages", "samplers", "steps", "clips"])
+
+    def run(tasks):
+        if tasks:
+            with host_judge(options) as judge:
+                yield from measure(judge, tasks)
+
+    results = page.run(options, tasks, run, line)
+    if any(key.startswith("keyframes") for key in results):
+        draw(results).savefig(options.out.with_suffix(".png"))
+
+
+@contextlib.contextmanager
+def host_judge(options: argparse.Namespace) -> Iterator[HostJudge]:
+    """A judge in a ComfyUI of its own, which does not report."""
     with tempfile.TemporaryDirectory() as folder:
         module = pack.load(host.prepare(options.comfyui).path, Path(folder))
         import comfy.utils
 
         comfy.utils.PROGRESS_BAR_ENABLED = False
         logging.disable(logging.INFO)
-        judge = HostJudge(options.models, module, pack.nodes(module))
-        tasks = plan(options.stages, options.samplers, options.steps)
-        results = measure(judge, tasks, options.clips, options.out, lambda line: print(line, flush=True))
-    results = {name: results[name] for name in map(" ".join, tasks)}
-    for stage in options.stages:
-        print(f"\n{stage}\n\n{table(results, stage)}")
-    if options.chart:
-        chart(results).save(options.chart, optimize=True)
+        yield HostJudge(options.models, module, pack.nodes(module))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from kv_core.networks.text_encoder import TOKENS, TextModel
 from kv_core.sampling.frames import KEYFRAMES
 
 PROMPT_TOKENS = 20
-CHUNK = 5  # frames that the video decoder takes at once, at most
-SIZES = {
+FRAMES_A_CHUNK = 5  # that the video decoder takes, at most
+NETWORK_SIZES = {
     "full": {"unet": {}, "movq": {}, "text": {}},
     "small": {
         "unet": {
@@ -74,7 +74,7 @@ class Stages:
     """One method a stage: (the call to measure, the bytes that ComfyUI is told it needs)."""
 
     def __init__(self, size, width, height, device, dtype, compiled):
-        self.sizes, self.height, self.width = SIZES[size], height // 8, width // 8
+        self.sizes, self.height, self.width = NETWORK_SIZES[size], height // 8, width // 8
         self.factory = {"device": device, "dtype": dtype}
         self.compiled = compiled
 
@@ -116,7 +116,7 @@ class Stages:
         return self._decode(1, temporal=False)
 
     def decode_video(self):
-        return self._decode(CHUNK, temporal=True)
+        return self._decode(FRAMES_A_CHUNK, temporal=True)
 
     def _decode(self, frames, temporal):
         movq, ch = self._movq(temporal)

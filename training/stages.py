@@ -5,6 +5,7 @@ the same stage together, each with its share of every batch.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +15,9 @@ from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.text_encoder import BASE, INTERPOLATION, TextModel
 
-from . import caption_encoder as words
-from . import data, losses, tiny, workers, world
+from . import caption_encoder, data, losses, tiny, workers, world
 from .tiny import TrainableOperations, trainable
-from .trainer import Trainer
+from .trainer import Loss, Trainer, load_averages
 
 BATCH, KEYFRAME_BATCH = 16, 32
 FULL_CAPTIONS = 0.75  # share of batches whose captions say everything
@@ -28,15 +28,19 @@ KEYFRAME_CLIPS, INTERPOLATION_CLIPS = 16000, 1200
 class Stages:
     """One method a stage; `scale` is the share of the full run's steps and clips, for a trial."""
 
-    def __init__(self, folder, scale=1.0, device="cpu"):
+    def __init__(self, folder: Path, scale: float = 1.0, device: str = "cpu"):
         self.folder, self.scale, self.device = Path(folder), scale, torch.device(device)
 
     def text(self):
         """The encoder and both projections, in place of Flan-UL2's own training; frozen from then on."""
-        text, heads = self._text_model(), words.Heads().to(self.device)
+        text, heads = self._text_model(), caption_encoder.Heads().to(self.device)
         modules = {"text": text, "heads": heads}
         rows = workers.share(BATCH * 4)
-        self._train("text", modules, 3000, 1e-3, lambda step, generator: words.loss(text, heads, generator, rows))
+
+        def loss(step, generator):
+            return caption_encoder.loss(text, heads, generator, rows)
+
+        self._train("text", modules, 3000, 1e-3, loss)
 
     def movq(self):
         movq = self._movq()
@@ -61,7 +65,7 @@ class Stages:
 
         self._train("video_movq", {"video_movq": movq}, 2500, 1e-3, loss)
 
-    def _pictures_loss(self, movq):
+    def _pictures_loss(self, movq: MoVQ) -> Loss:
         def loss(step, generator):
             # Every fourth batch at twice the size, as first frames are drawn; as many pixels each.
             count, size = (2, 2 * world.SIZE) if step % 4 == 0 else (8, world.SIZE)
@@ -73,7 +77,7 @@ class Stages:
 
         return loss
 
-    def _decoder_of(self, stage, temporal=False):
+    def _decoder_of(self, stage: str, temporal: bool = False) -> MoVQ:
         """A MoVQ with a finished stage's weights, of which only the decoder learns."""
         movq = self._movq(temporal)
         movq.load_state_dict(self._finished(stage, movq=self._movq()).state_dict(), strict=False)
@@ -116,7 +120,7 @@ class Stages:
 
         self._train("interpolation", {"unet": unet, "nulls": nulls}, 6000, 1e-3, loss)
 
-    def finished(self):
+    def finished(self) -> dict[str, Any]:
         """The trained parts: text, movq, video_movq, and keyframes and interpolation as (U-Net, null embedding)."""
         factory, parts = self._factory(), {}
         parts["text"] = self._finished("text", text=self._text_model())
@@ -132,7 +136,7 @@ class Stages:
             parts[name] = unet, nulls["null"].detach()
         return parts
 
-    def _train(self, name, modules, steps, learning_rate, loss):
+    def _train(self, name: str, modules: dict[str, nn.Module], steps: int, learning_rate: float, loss: Loss):
         Trainer(name, modules, self.folder, self._steps(steps), learning_rate).run(loss)
 
     def _steps(self, count):
@@ -140,9 +144,8 @@ class Stages:
 
     def _finished(self, name, **modules):
         """Fills the modules with the averaged weights of a finished stage; returns the first. They are frozen."""
-        averages = torch.load(self.folder / f"{name}.state.pt", map_location=self.device, weights_only=True)["shadow"]
-        for key, module in modules.items():
-            module.load_state_dict(averages[key])
+        load_averages(self.folder / f"{name}.state.pt", modules, self.device)
+        for module in modules.values():
             module.requires_grad_(False)
         return next(iter(modules.values()))
 
@@ -173,5 +176,5 @@ class Stages:
         if torch.rand(1, generator=generator) > FULL_CAPTIONS:
             template = int(torch.randint(1, len(world.TEMPLATES), (1,), generator=generator))
         captions = data.scenes(clips, rows).captions(template)
-        ids, mask = words.tokens(captions, self.device)
+        ids, mask = caption_encoder.tokens(captions, self.device)
         return rows, text.encode(ids, mask, projection)

@@ -1,8 +1,8 @@
 """Trains every part of the tiny Kandinsky Video from nothing: `python -m training.train`.
 
-One stage follows the other, each trained by several processes at once; a stage that was killed goes on where its last
-saved state is, a finished one is not run again. At the end come the files the loaders take, a report, the stages'
-curves and a contact sheet.
+The stages run one after the other, each in several processes at once. An interrupted stage resumes from its last saved
+state; a finished one does not run again. At the end come the files the loaders take, and the command that shows what
+they give.
 """
 
 import argparse
@@ -11,7 +11,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +27,7 @@ from .trainer import SIDE_BY_SIDE
 NAMES = ("text", "movq", "movq_decoder", "video_movq", "interpolation", "keyframes")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     folder = options.work
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,22 +38,16 @@ def main(arguments=None):
         print(f"Still to train: {', '.join(missing)}.")
         return
     write(Stages(folder).finished(), options.out)
-    print(f"The files are in {options.out}.")
-    if options.report:
-        from evaluation import report
-
-        report.make(folder, options.out, options.report)
+    print(f"The files are in {options.out}. Next: python -m evaluation.report --work {folder} --models {options.out}")
 
 
-def parse(arguments):
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("training-work"), help="folder for states, curves and clips")
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder for the finished files")
-    parser.add_argument("--report", type=Path, default=Path("docs/tiny"), help="folder for report, curves and pictures")
-    parser.add_argument("--no-report", dest="report", action="store_const", const=None)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full run's steps and clips, for a trial")
     parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES, help="only these (default: all)")
-    parser.add_argument("--workers", type=int, help="processes that share a batch (default: a core each, at most 2)")
+    parser.add_argument("--workers", type=int, help="processes that share a batch (default: one a core, at most 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.workers is None:
@@ -59,17 +55,17 @@ def parse(arguments):
     return options
 
 
-def unfinished(folder):
+def unfinished(folder: Path) -> list[str]:
     return [name for name in NAMES if not (folder / f"{name}.done").is_file()]
 
 
-def run(stages, options):
-    """Trains the named stages with processes side by side; ends the others when one fails. Raises SystemExit then."""
+def run(stages: Sequence[str], options: argparse.Namespace) -> None:
+    """Trains the named stages in parallel processes. When one fails, ends the others and raises SystemExit."""
     meeting_place = options.work / "meeting"
     meeting_place.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=work, args=(stages, options, meeting_place, rank), daemon=True)
+        context.Process(target=worker, args=(stages, options, meeting_place, rank), daemon=True)
         for rank in range(options.workers)
     ]
     for process in processes:
@@ -88,7 +84,8 @@ def run(stages, options):
         meeting_place.unlink(missing_ok=True)
 
 
-def work(stages, options, meeting_place, rank):
+def worker(stages: Sequence[str], options: argparse.Namespace, meeting_place: Path, rank: int) -> None:
+    """One of the processes that train the stages."""
     # The tiny tensors are too small for threads to pay: a process a core is faster than all cores for one.
     torch.set_num_threads(1)
     with workers.joined(meeting_place, rank, options.workers):
@@ -99,7 +96,7 @@ def work(stages, options, meeting_place, rank):
                 (options.work / f"{name}.done").touch()
 
 
-def write(parts, folder, dtype=torch.float16):
+def write(parts: Mapping[str, Any], folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes finished parts as the files that the loaders take, under `<folder>/<category>/kv-tiny`."""
     unets, vae, text = (Path(folder, name, "kv-tiny") for name in ("diffusion_models", "vae", "text_encoders"))
     state = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, tuple)}

@@ -1,10 +1,13 @@
-"""Processes that train one network together: each takes its share of every batch, and all step with the mean gradient.
+"""Data-parallel training: every process takes its share of a batch, and all step with the mean gradient.
 
-A process that has not joined any others works alone.
+A process that has not joined others works alone.
 """
 
 import contextlib
 import datetime
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +18,7 @@ from torch import distributed
 
 
 @contextlib.contextmanager
-def joined(meeting_place, rank, count):
+def joined(meeting_place: Path, rank: int, count: int) -> Iterator[None]:
     """Makes this process number `rank` of `count`, which meet through the file `meeting_place` (removed beforehand)."""
     if count == 1:
         yield
@@ -29,33 +32,33 @@ def joined(meeting_place, rank, count):
         distributed.destroy_process_group()
 
 
-def rank():
+def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def count():
+def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def share(rows):
+def share(rows: int) -> int:
     """This process' part of a batch of `rows`; no less than one."""
     return max(1, rows // count())
 
 
-def wait():
+def wait() -> None:
     """Returns when all processes are here."""
     if count() > 1:
         distributed.barrier()
 
 
-def in_turn(make):
+def in_turn(make: Callable[[], Any]) -> Any:
     """make() by the first process, then by the others, which find on disk what the first has made."""
     made = make() if rank() == 0 else None
     wait()
     return made if rank() == 0 else make()
 
 
-def average(parameters):
+def average(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replaces the gradients of `parameters` by their means over all processes; all must have the same ones."""
     if count() == 1:
         return

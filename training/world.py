@@ -149,7 +149,7 @@ _OUTLINES = (
 
 
 @dataclass
-class Reading:
+class Observation:
     """What `read` sees in frames `[n]`: indices of shape, colour, background; centre `[n, 2]`; found: there is one."""
 
     shape: torch.Tensor
@@ -172,7 +172,7 @@ def read(frames):
     centre = torch.stack([(cover * axis).sum((1, 2)) / mass, (cover * axis[:, None]).sum((1, 2)) / mass], dim=1)
     core = (cover > 0.8).float()
     colour = (frames * core[:, None]).sum((2, 3)) / core.sum((1, 2)).clamp(min=1)[:, None]
-    return Reading(
+    return Observation(
         _nearest_shape(cover, centre, mass),
         torch.cdist(colour, _palette(COLOURS)).argmin(1),
         torch.cdist(background, _palette(BACKGROUNDS)).argmin(1),

@@ -1,4 +1,4 @@
-"""Pictures in and out: fitting an image to the video's size, and the way between 8-bit RGB and pixels in [-1, 1]."""
+"""Pictures in and out: fitting an image to the video's size, 8-bit RGB to and from pixels in [-1, 1], and PSNR."""
 
 import numpy
 import torch
@@ -39,3 +39,12 @@ def to_bytes(pixels):
 def to_images(frames):
     """uint8 `[b, H, W, 3]` -> a list of Pillow images."""
     return [Image.fromarray(frame) for frame in frames.cpu().numpy()]
+
+
+def psnr(a, b, span, dims=(-3, -2, -1)):
+    """Peak signal-to-noise ratio in dB over `dims`, by default a picture's; None: over all. Infinite where equal.
+
+    span: how far the largest value can be from the smallest, 2 for pixels in [-1, 1].
+    """
+    error = (a - b).float().square().mean(dims)
+    return 10 * (span**2 / error).log10()

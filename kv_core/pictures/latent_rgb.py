@@ -48,9 +48,3 @@ def fit(latents, pixels):
     targets = rearrange(means(pixels.double()), "b c h w -> (b h w) c")
     solution = torch.linalg.lstsq(inputs, targets).solution
     return solution[:-1], solution[-1]
-
-
-def psnr(found, expected):
-    """Peak signal-to-noise ratio in dB of colours in [-1, 1], clipped to that range as a screen does."""
-    error = (found.clamp(-1, 1) - expected.clamp(-1, 1)).square().mean()
-    return (10 * torch.log10(4 / error)).item()

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
+from .images import psnr
 from .latent_rgb import CELL
 
 GAP = 2
@@ -68,9 +69,9 @@ def differences(a, b):
     """How far two latents of one shape lie apart, of every frame: maps `[t, h, w]` of the mean over the channels'
     absolute differences, and mean, largest and PSNR in dB `[t]`, for values that span 2; equal frames have infinity.
     """
-    apart = rearrange((a - b).float(), "1 c t h w -> t c h w").cpu()
-    psnr = 10 * (4 / apart.square().mean((1, 2, 3))).log10()
-    return apart.abs().mean(1), apart.abs().mean((1, 2, 3)), apart.abs().amax((1, 2, 3)), psnr
+    a, b = (rearrange(latent.float(), "1 c t h w -> t c h w").cpu() for latent in (a, b))
+    apart = (a - b).abs()
+    return apart.mean(1), apart.mean((1, 2, 3)), apart.amax((1, 2, 3)), psnr(a, b, 2)
 
 
 def _font(height):

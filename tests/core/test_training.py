@@ -4,24 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from einops import rearrange
-from PIL import Image
 
-from evaluation import report
 from kv_core.files.checkpoints import open_checkpoint
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.text_encoder import TextModel, load_tokenizer
 from kv_core.sampling import diffusion, frames
-from training import caption_encoder as words
-from training import data, losses, tiny, train, world
+from training import caption_encoder, data, losses, tiny, train, world
 from training.stages import Stages
 from training.tiny import TrainableOperations, trainable
-from training.trainer import Trainer
+from training.trainer import Trainer, load_averages
 
 
 def generator(seed=0):
@@ -169,10 +165,15 @@ def test_losses_fit_the_published_sizes():
     assert all(value.shape == () and value.requires_grad for value in values)
 
 
-def test_a_resumed_run_is_the_same_run(tmp_path):
+def small_movq():
+    torch.manual_seed(0)
+    return trainable(MoVQ(ch=32, ch_mult=(1, 1), num_res_blocks=1, operations=TrainableOperations))
+
+
+@pytest.mark.parametrize("stop", [1, 4])  # in the warm-up, which is two steps of twenty, and behind it
+def test_a_resumed_run_is_the_same_run(tmp_path, stop):
     def train(folder, stop=None):
-        torch.manual_seed(0)
-        movq = trainable(MoVQ(ch=32, ch_mult=(1, 1), num_res_blocks=1, operations=TrainableOperations))
+        movq = small_movq()
 
         def loss(step, generator):
             if step == stop:
@@ -180,15 +181,36 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
             pixels = torch.rand(2, 3, 16, 16, generator=generator)
             return losses.reconstruction_loss(movq, pixels, generator)
 
-        trainer = Trainer("movq", {"movq": movq}, folder, 6, 1e-3, save_every=0)
+        trainer = Trainer("movq", {"movq": movq}, folder, 20, 1e-3, save_every=0)
         try:
             trainer.run(loss)
         except KeyboardInterrupt:
             return train(folder)
-        return trainer.shadow["movq"]
+        found = small_movq()
+        load_averages(folder / "movq.state.pt", {"movq": found}, "cpu")
+        return {**found.state_dict(), **{f"last.{name}": value for name, value in movq.state_dict().items()}}
 
-    whole, resumed = train(tmp_path / "whole"), train(tmp_path / "killed", stop=4)
+    whole, resumed = train(tmp_path / "whole"), train(tmp_path / "killed", stop)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_rate_rises_and_falls_and_averages_follow(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    trainer, rates, weights = Trainer("layer", {"layer": layer}, tmp_path, 1000, 0.5), [], []
+
+    def loss(step, generator):
+        rates.append(trainer.optimiser.param_groups[0]["lr"])
+        weights.append(layer.weight.item())
+        return (layer.weight - 3).square().sum()
+
+    trainer.run(loss)
+    rates, average = torch.tensor(rates), trainer.averages["layer"].module.weight.item()
+    assert rates[0] == 0.5 / 100 and rates.argmax() == 100 and rates[100] == 0.5, "a tenth of the run"
+    assert (rates[:101].diff() > 0).all() and (rates[100:].diff() < 0).all() and 0 < rates[-1] < 1e-4
+    expected = weights[1]
+    for count, weight in enumerate([*weights[2:], layer.weight.item()], 1):
+        expected += (1 - min(0.999, (1 + count) / (10 + count))) * (weight - expected)
+    assert average == pytest.approx(expected, abs=1e-4)
 
 
 WORKER = """
@@ -330,13 +352,15 @@ def test_training_reads_captions_as_the_pipeline_does(tmp_path):
     caption = world.caption("red", "circle", "right", "grey")
     tokens = load_tokenizer(tmp_path)(caption)
     expected = text.encode(tokens.input_ids, tokens.attention_mask)
-    for ours, theirs in zip(text.encode(*words.tokens([caption])), expected):
+    for ours, theirs in zip(text.encode(*caption_encoder.tokens([caption])), expected):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_what_a_caption_names():
-    ids, mask = words.tokens(["a red circle moving up", "a blue square standing still"])
-    colour, shape, direction, background = (words.named(ids, kind).tolist() for kind in words.KINDS)
+    ids, mask = caption_encoder.tokens(["a red circle moving up", "a blue square standing still"])
+    colour, shape, direction, background = (
+        caption_encoder.label(ids, names).tolist() for names in caption_encoder.ATTRIBUTES
+    )
     assert colour == [1, 3] and shape == [1, 2] and direction == [3, 5] and background == [0, 0]
     assert mask.tolist() == [[1] * 6 + [0]] * 2
 
@@ -345,12 +369,12 @@ def test_what_a_caption_names():
 def test_the_text_stage_learns_what_captions_name():
     torch.manual_seed(0)
     text = trainable(TextModel(tiny.encoder_config(), tiny.CONTEXT_DIM, operations=TrainableOperations))
-    heads = words.Heads()
+    heads = caption_encoder.Heads()
     optimiser = torch.optim.Adam([*text.parameters(), *heads.parameters()], 2e-3)
     curve = []
     for step in range(60):
         optimiser.zero_grad()
-        loss = words.loss(text, heads, generator(step), 32)
+        loss = caption_encoder.loss(text, heads, generator(step), 32)
         loss.backward()
         optimiser.step()
         curve.append(loss.item())
@@ -360,7 +384,7 @@ def test_the_text_stage_learns_what_captions_name():
 @pytest.mark.thorough
 def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     work, out = tmp_path / "work", tmp_path / "models"
-    command = [sys.executable, "-m", "training.train", "--work", work, "--out", out, "--scale", "0.0003", "--no-report"]
+    command = [sys.executable, "-m", "training.train", "--work", work, "--out", out, "--scale", "0.0003"]
     root = Path(train.__file__).parent.parent
     part = subprocess.run([*command, "--stages", "movq", "text"], cwd=root, capture_output=True, text=True)
     assert part.returncode == 0, part.stderr
@@ -369,6 +393,7 @@ def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     whole = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     assert (work / "movq.state.pt").stat().st_mtime_ns == first
+    assert f"Next: python -m evaluation.report --work {work} --models {out}" in whole.stdout
     found = {str(path.relative_to(out)): open_checkpoint(path).part for path in out.rglob("*.safetensors")}
     assert sorted(found.values()) == [
         "image_movq",
@@ -389,19 +414,3 @@ def test_a_failing_stage_ends_the_training(tmp_path):
     options = train.parse(["--work", str(tmp_path)])
     with pytest.raises(SystemExit, match="goes on from"):
         train.run(["video_movq"], options)  # there is no MoVQ to begin with
-
-
-def test_pictures_of_a_report(tmp_path):
-    (tmp_path / "movq.csv").write_text("50,0.5\n100,0.2\n100,0.25\n150,0.1\n")
-    points = report.read_curve(tmp_path / "movq.csv")
-    assert points == [(50, 0.5), (100, 0.25), (150, 0.1)]
-    plot = report.plot({"movq": points})
-    line = numpy.argwhere((numpy.asarray(plot) == (0, 0, 255)).all(-1))
-    # The line falls from the upper left to the lower right corner of its panel.
-    assert line[line[:, 1].argmin(), 0] < line[line[:, 1].argmax(), 0]
-    clip = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(45)]
-    sheet = numpy.asarray(report.contact_sheet([clip, clip], ["one", "two"]))
-    assert {0, 4, 40, 44} <= set(numpy.unique(sheet[..., 0]))
-    report.save_gif(clip, tmp_path / "clip.gif")
-    with Image.open(tmp_path / "clip.gif") as gif:
-        assert gif.n_frames == 45 and gif.size == (192, 192)

@@ -101,7 +101,10 @@ WRONG = {
     "guidance": ({"first_frame": {"guidance": math.nan}}, "guidance is nan, expected a number from 0 to 30"),
     "text guidance": ({"keyframes": {"text_guidance": math.nan}}, "text_guidance is nan, expected a number"),
     "interpolation guidance": ({"video": {"guidance": math.nan}}, "guidance is nan, expected a number"),
-    "a width between the steps": ({"first_frame": {"width": 100}}, "The size is 100x128, expected multiples of 64 pixels"),
+    "a width between the steps": (
+        {"first_frame": {"width": 100}},
+        "The size is 100x128, expected multiples of 64 pixels",
+    ),
     "a height between the steps": ({"encoded": {"height": 72}}, "The size is 64x72, expected multiples of 64 pixels"),
 }
 

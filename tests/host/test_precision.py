@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kv_core.pictures.images import psnr
 from tests.support.families import thorough
 from tests.support.helpers import SEED, Flagged, chain, run_here
 
@@ -32,8 +33,7 @@ def stored_as(dtype):
 
 def decibels(result, expected):
     """Of first frame and video."""
-    errors = [(result[id] - expected[id]).square().mean() for id in PICTURES]
-    return [float(-10 * error.log10()) for error in errors]
+    return [psnr(result[id], expected[id], 1, dims=None).item() for id in PICTURES]
 
 
 def patchers(results):
@@ -92,8 +92,7 @@ def test_start_up_flags_choose_the_default_type(comfyui_host, exact, tmp_path):
         done = server.client.run(graph)
     files = [tmp_path / "output" / file["filename"] for file in done.files()]
     frames = torch.stack([torch.from_numpy(numpy.array(Image.open(file))) for file in files]) / 255
-    error = (frames - exact["frames"]).square().mean()
-    assert 28 < -10 * error.log10() < 44, "the error of fp8 weights, neither less nor more"
+    assert 28 < psnr(frames, exact["frames"], 1, dims=None) < 44, "the error of fp8 weights, neither less nor more"
 
 
 def test_every_layer_can_stream(exact):

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from kv_core.pictures.images import psnr
 from tools.host import ROOT
 from training import world
 
@@ -35,10 +36,6 @@ def latents(movqs, clip):
         return torch.cat([movqs["image_movq"].encode(frame[None]) for frame in clip])
 
 
-def decibels(a, b):
-    return float(10 * torch.log10(4 / (a - b).square().mean()))
-
-
 def decode(movqs, part, latents, tile):
     call = movqs[part].decode_images if part == "image_movq" else movqs[part].decode_video
     with torch.inference_mode():
@@ -49,7 +46,7 @@ def decode(movqs, part, latents, tile):
 def test_tiles_show_the_same_picture(movqs, latents, part):
     """As stated in the input's tooltip; each tile by its own statistics is at 20 to 24 dB."""
     whole = decode(movqs, part, latents, 0)
-    assert all(26 < decibels(decode(movqs, part, latents, tile), whole) < 40 for tile in (8, 12))
+    assert all(26 < psnr(decode(movqs, part, latents, tile), whole, 2, dims=None) < 40 for tile in (8, 12))
     assert torch.equal(decode(movqs, part, latents, 16), whole), "one tile is the whole picture"
 
 
