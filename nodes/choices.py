@@ -16,7 +16,7 @@ class ChooseFirstPicture(io.ComfyNode):
             category=inputs.CATEGORY,
             description=(
                 "Uses your image if one is connected; the generated first frame is then not computed. Otherwise uses "
-                "that."
+                "the generated one."
             ),
             search_aliases=["kandinsky", "image to video", "switch", "fallback", "optional image"],
             inputs=[

@@ -115,8 +115,8 @@ def init_video(strength):
         "init_video",
         [sockets.KeyframeLatent, sockets.VideoLatent],
         optional=True,
-        tooltip=f"Initial clip for video-to-video, with the same number of frames; its strength is {strength}. An "
-        "experiment.",
+        tooltip=f"Initial clip for video-to-video, with the same number of frames; {strength} sets how much of it "
+        "changes. An experiment.",
     )
 
 
@@ -216,8 +216,8 @@ def preview_movq():
     return sockets.MoVQ.Input(
         "movq",
         optional=True,
-        tooltip="The image MoVQ from Load MoVQ, for real images. If not connected, every latent pixel is shown as a "
-        "square in the colours of previews, which takes no time.",
+        tooltip="The image MoVQ from Load MoVQ, to decode the images. If not connected, every latent pixel is shown as "
+        "a square in preview colours, which takes no time.",
     )
 
 
@@ -227,8 +227,8 @@ def tile_size():
         0,
         0,
         4096,
-        "Tile size in pixels: uses less memory; colours shift slightly (27 to 32 dB PSNR on the tiny model). 0 decodes "
-        "whole. Tiling turns on automatically when memory runs out.",
+        "Tile size in pixels. Tiles use less memory; colours shift slightly (27 to 32 dB PSNR on the tiny model). 0: "
+        "no tiles. Tiling turns on automatically when memory runs out.",
         step=64,
         optional=True,
         advanced=True,

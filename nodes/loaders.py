@@ -31,7 +31,7 @@ class UNetLoader(io.ComfyNode):
             display_name="Load U-Net",
             category=CATEGORY,
             description=(
-                "Loads a U-Net of Kandinsky Video 1.1. The keyframe U-Net draws the first frame and samples keyframes, "
+                "Loads a U-Net of Kandinsky Video 1.1. The keyframe U-Net generates the first frame and the keyframes, "
                 "the interpolation U-Net fills the gaps between frames; which one a file holds is detected."
             ),
             search_aliases=["kandinsky", "load diffusion model", "unet", "t2v", "interpolation"],
@@ -71,7 +71,8 @@ class TextEncoderLoader(io.ComfyNode):
             display_name="Load Text Encoder (Flan-UL2)",
             category=CATEGORY,
             description=(
-                "Loads the Flan-UL2 text encoder with the two projections from its text to what the U-Nets read."
+                "Loads the Flan-UL2 text encoder and the two projections that turn its output into what the "
+                "U-Nets read."
             ),
             search_aliases=["kandinsky", "flan-ul2", "t5", "load clip", "text encoder"],
             inputs=[
@@ -92,7 +93,8 @@ class TextEncoderLoader(io.ComfyNode):
             ],
             outputs=[
                 sockets.TextEncoder.Output(
-                    "text_encoder", tooltip="The text encoder, for Encode Text. It computes in fp32 as published."
+                    "text_encoder",
+                    tooltip="The text encoder, for Encode Text. It computes in fp32, as in the original.",
                 ),
             ],
         )

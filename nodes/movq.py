@@ -128,8 +128,8 @@ class DecodeVideo(io.ComfyNode):
                 io.Image.Output("images", tooltip=f"The frames in order, {EIGHT_BIT}."),
                 io.Float.Output(
                     "frame_rate",
-                    tooltip="Frames per second, for fps of Create Video: 2.2 for keyframes, 8.2 and 32.2 for frames "
-                    "that were interpolated once and twice, as in the original.",
+                    tooltip="Frames per second, for fps of Create Video. 12 keyframes have 2.2, interpolated once 8.2 "
+                    "and twice 32.2, as in the original.",
                 ),
             ],
         )

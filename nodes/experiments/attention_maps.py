@@ -37,8 +37,8 @@ class AttentionMaps(io.ComfyNode):
                     500,
                     0,
                     999,
-                    "Noise added to the frames, as a training step: at high ones the U-Net places things, at "
-                    "low ones it finishes them.",
+                    "Noise added to the frames, as a training step: at high noise the U-Net decides the layout, at "
+                    "low noise the details.",
                 ),
                 io.Combo.Input(
                     "level",

@@ -41,7 +41,7 @@ class SwitchBlocks(io.ComfyNode):
                     default=True,
                     tooltip="The summary of the text that is added to the time embedding of every block.",
                 ),
-                levels("self_attention_off", "attention over a frame's positions"),
+                levels("self_attention_off", "attention within a frame"),
                 levels("cross_attention_off", "attention to the text"),
             ],
             outputs=[io.Model.Output("model", tooltip="The same U-Net without what is switched off.")],

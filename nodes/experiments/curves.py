@@ -17,8 +17,8 @@ class ParameterCurve(io.ComfyNode):
             display_name="Parameter Curve",
             category=inputs.EXPERIMENTS,
             description=(
-                "Lets a number of a sampling stage change along the frames, and guidance also during sampling. Chain "
-                "several for several numbers."
+                "Lets a parameter of a sampling stage change along the frames, and guidance also during sampling. "
+                "Chain several for several parameters."
             ),
             search_aliases=["kandinsky", "schedule", "keyframes", "motion", "guidance interval", "prompt travel"],
             inputs=[
@@ -26,9 +26,9 @@ class ParameterCurve(io.ComfyNode):
                     "parameter",
                     options=[*Keyframes.CURVED, *Interpolation.CURVED],
                     default="motion_score",
-                    tooltip="Which number: motion_score, noise_augmentation, text_guidance and image_guidance belong "
-                    "to Sample Keyframes, guidance to Interpolate Frames. The model was trained with one motion score "
-                    "and one noise augmentation per clip.",
+                    tooltip="Which parameter: motion_score, noise_augmentation, text_guidance and image_guidance "
+                    "belong to Sample Keyframes, guidance to Interpolate Frames. The model was trained with one motion "
+                    "score and one noise augmentation per clip.",
                 ),
                 io.String.Input(
                     "curve",
@@ -62,14 +62,15 @@ class ParameterCurve(io.ComfyNode):
                 sockets.Curves.Input(
                     "previous",
                     optional=True,
-                    tooltip="Another Parameter Curve to add this one to. If both set the same number, this one wins.",
+                    tooltip="Another Parameter Curve to add this one to. If both set the same parameter, this one "
+                    "applies.",
                 ),
                 sockets.Drawn.Input(
                     "drawn_curve",
                     optional=True,
-                    tooltip="A curve from ComfyUI's Curve Editor, used instead of interpolation: it runs from the "
-                    "first pair's frame to the last pair's, from the smallest of the values at the bottom to the "
-                    "largest at the top.",
+                    tooltip="A curve from ComfyUI's Curve Editor, used instead of interpolation. From left to right it "
+                    "spans the first pair's frame to the last pair's; from bottom to top, the smallest value to the "
+                    "largest.",
                     extra_dict={"forceInput": True},
                 ),
             ],

@@ -13,7 +13,9 @@ from ..host.patchers import finite
 def guider_outputs(shape):
     return [
         io.Guider.Output("guider", tooltip="The stage's guidance, for SamplerCustomAdvanced."),
-        io.Latent.Output("latent", tooltip=f"What is sampled, {shape}: latent_image of SamplerCustomAdvanced."),
+        io.Latent.Output(
+            "latent", tooltip=f"The latent to sample, {shape}, for latent_image of SamplerCustomAdvanced."
+        ),
     ]
 
 
@@ -101,8 +103,8 @@ class FirstFrameGuider(io.ComfyNode):
             display_name="First Frame Guider",
             category=inputs.EXPERIMENTS,
             description=(
-                "The guidance of Sample First Frame on its own, for ComfyUI's SamplerCustomAdvanced. Import its output "
-                "with Import Latent, kind frame."
+                "The guidance of Sample First Frame on its own, for ComfyUI's SamplerCustomAdvanced. Import the "
+                "sampled latent with Import Latent, kind frame."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "text to image"],
             inputs=[
@@ -130,7 +132,7 @@ class KeyframeGuider(io.ComfyNode):
             category=inputs.EXPERIMENTS,
             description=(
                 "The three-branch guidance of Sample Keyframes on its own, for ComfyUI's SamplerCustomAdvanced. Import "
-                "its output with Import Latent, kind keyframes."
+                "the sampled latent with Import Latent, kind keyframes."
             ),
             search_aliases=["kandinsky", "guider", "custom sampler", "three branches", "dual cfg"],
             inputs=[

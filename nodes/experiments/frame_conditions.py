@@ -18,14 +18,14 @@ class FrameCondition(io.ComfyNode):
             display_name="Frame Condition",
             category=inputs.EXPERIMENTS,
             description=(
-                "Gives Sample Keyframes more frames than the first: a last frame, several in a row, any. Chain several "
-                "for several places. The model was trained with a first frame only."
+                "Gives Sample Keyframes more frames than the first: a last frame, several in a row, or any other. "
+                "Chain several for several places. The model was trained with a first frame only."
             ),
             search_aliases=["kandinsky", "last frame", "first and last frame", "inpaint frames", "extend", "loop"],
             inputs=[
                 inputs.any_latent(
                     "frames",
-                    "A frame from Encode Image (MoVQ), or keyframes or a video, whose frames take places in a row.",
+                    "A frame from Encode Image (MoVQ), or keyframes or a video, whose frames take consecutive places.",
                 ),
                 inputs.ranged(
                     "position",
@@ -47,7 +47,7 @@ class FrameCondition(io.ComfyNode):
                     "previous",
                     optional=True,
                     tooltip="Another Frame Condition to add this one to. If both are for the same place, this one "
-                    "wins.",
+                    "applies.",
                 ),
             ],
             outputs=[
@@ -125,8 +125,8 @@ class JoinClips(io.ComfyNode):
                     1,
                     0,
                     240,
-                    "How many frames at the first clip's end and at the second one's beginning are the same. "
-                    "Where they differ, one fades into the other. 0: the clips just follow each other.",
+                    "How many frames the first clip's end and the second one's beginning have in common. Where the "
+                    "clips differ there, the first fades into the second. 0: the clips just follow each other.",
                 ),
             ],
             outputs=[
