@@ -99,7 +99,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
         workers.average(self.parameters)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0, error_if_nonfinite=True)
         self.optimiser.step()
         self.rate.step()
         self.step += 1
@@ -156,6 +156,6 @@ def averaged(module: nn.Module) -> AveragedModel:
 
 def _rate(optimiser, steps):
     warm_up = max(1, min(WARM_UP, steps // 10))
-    rising = LinearLR(optimiser, 1 / warm_up, total_iters=warm_up - 1)
+    rising = LinearLR(optimiser, 1 / warm_up, total_iters=warm_up)
     falling = CosineAnnealingLR(optimiser, max(1, steps - warm_up))
     return SequentialLR(optimiser, [rising, falling], [warm_up])

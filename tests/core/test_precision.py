@@ -5,15 +5,17 @@ import torch
 
 from evaluation import precision
 from kv_core.pipeline import PARTS
+from tools.host import ROOT
 
+MODELS = ROOT / "models"
 SHORT = {"fps": "low", "steps": (4, 4, 2)}
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return precision.clip(torch.float32, **SHORT)
+    return precision.clip(MODELS, torch.float32, **SHORT)
 
 
 @pytest.mark.parametrize("dtype, least", [(torch.float16, 50), (torch.bfloat16, 36)])
 def test_every_part_in_16_bits(exact, dtype, least):
-    assert least < precision.decibels(precision.clip(dict.fromkeys(PARTS, dtype), **SHORT), exact) < 90
+    assert least < precision.decibels(precision.clip(MODELS, dict.fromkeys(PARTS, dtype), **SHORT), exact) < 90
