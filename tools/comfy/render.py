@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from tools import host
 from tools.comfy import graphs
-from tools.comfy.server import Server, ServerError
+from tools.comfy.client import ServerError
+from tools.comfy.server import Server
 
 
 class Progress:
