@@ -183,9 +183,3 @@ def inside_of(node: dict, group: dict) -> bool:
 def identity(name: str) -> str:
     """The same number for the same name, so that the files stay the same from one build to the next."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"kandinsky-video/{name}"))
-
-
-def flat_ids(workflow: dict, ids: dict[str, int]) -> dict[str, str]:
-    """Key -> the id that a node has in the prompt that the editor queues."""
-    within = {node["id"]: workflow["nodes"][0]["id"] for node in workflow["definitions"]["subgraphs"][0]["nodes"]}
-    return {key: f"{within[id]}:{id}" if id in within else str(id) for key, id in ids.items()}
