@@ -10,10 +10,8 @@ from server import PromptServer
 NODES = {
     "KandinskyVideoSchedule": ("KandinskyVideoParameterCurve", ["parameter", "curve", "interpolation", "start", "end"])
 }
-PERCENT = (
-    "KandinskyVideoSchedule",
-    ("start", "end"),
-)  # were 0 to 100; web/kandinsky_video.js divides them for the editor
+# An old id, and those of its inputs that were 0 to 100; for the editor web/kandinsky_video.js divides them.
+PERCENT = "KandinskyVideoSchedule", ("start", "end")
 # Id -> {old name of an input: new name}.
 INPUTS = {
     "KandinskyVideoParameterCurve": {"start": "start_percent", "end": "end_percent"},

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.support.browser import needs_browser, opened
 from tests.host.test_workflows import VIDEOS, check_video, quick, saved
+from tests.support.browser import needs_browser, opened, run_by_the_button
 from tools.authoring import templates
 from tools.comfy.server import PACK, Server
 from tools.host import ROOT

@@ -1,7 +1,8 @@
 """Take a picture of every template in the editor, after it ran: `python tools/authoring/screenshot.py [names]`.
 
 Writes workflows/<name>.jpg, which the template browser shows: what the graph made, and under it the graph; and
-docs/graph.jpg for the README. Needs Chromium and Playwright; runs in ComfyUI's Python, which `python3 tools/host.py` prints.
+docs/graph.jpg for the README. Needs Chromium and Playwright; runs in ComfyUI's Python, which `python3 tools/host.py`
+prints.
 """
 
 from __future__ import annotations
