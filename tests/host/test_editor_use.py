@@ -174,13 +174,16 @@ def test_a_missing_file_is_offered_for_download(address, name):
         assert row[1:3] == [folder, "Download"], shown
 
 
-# The list draws the cards that are in sight, and more as it is scrolled. True once all have their picture.
+# The list draws what is in sight, so it is scrolled to its end and again. True once each card was seen with its picture.
 CARDS = """names => {
+    const seen = window.seen ??= new Set()
     const dialog = document.querySelector('[role=dialog]')
-    const shown = [...dialog.querySelectorAll('img')].filter(image => image.naturalWidth).map(image => image.alt)
+    for (const image of dialog.querySelectorAll('img'))
+        if (image.naturalWidth && dialog.innerText.includes(image.alt)) seen.add(image.alt)
     const list = [...dialog.querySelectorAll('.overflow-y-auto')].at(-1)
-    list.scrollTop += 400
-    return names.every(name => shown.includes(name) && dialog.innerText.includes(name))
+    const end = list.scrollTop >= list.scrollHeight - list.clientHeight - 1
+    list.scrollTop = end ? 0 : list.scrollTop + 400
+    return names.every(name => seen.has(name))
 }"""
 
 
