@@ -55,7 +55,7 @@ def main() -> int:
     settings = {name: value for name, value in vars(options).items() if name not in ("comfyui", "out", "stages")}
     results = []
     for stage in options.stages:
-        command = [found.python, "-m", "tools.measure", json.dumps({**settings, "stage": stage})]
+        command = [str(found.python), "-m", "tools.measure", json.dumps({**settings, "stage": stage})]
         with host.step(f"Measuring {stage}"):
             child = subprocess.run(command, cwd=host.ROOT, stdout=subprocess.PIPE, text=True, check=False)
         if child.returncode:

@@ -28,7 +28,7 @@ class DDPM(comfy.samplers.Sampler):
         self.stage = stage
 
     def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *disable_pbar
     ):
         sampling = _published(model_wrap.inner_model.model_sampling, "DDPM (published)")
         timesteps, end = _steps(sampling, sigmas)
@@ -52,7 +52,7 @@ class DDPM(comfy.samplers.Sampler):
         if latent_image is not None and latent_image.any():
             sigma = table[timesteps[0]]
             noise = sampling.noise_scaling(sigma, noise, latent_image) / (1 + sigma**2).sqrt()
-        with progress.bar(len(timesteps), self.stage, "step", disable=disable_pbar) as bar:
+        with progress.bar(len(timesteps), self.stage, "step", disable=any(disable_pbar)) as bar:
             sample = diffusion.sample_ddpm(denoise, noise, timesteps, source.step, show, end)
         return sample if end < 0 else sample * (1 + table[end] ** 2).sqrt()
 

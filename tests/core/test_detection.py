@@ -1,6 +1,5 @@
 """Every part is recognised from the names and shapes of its tensors alone, and anything else gets one sentence."""
 
-import inspect
 import json
 import math
 from dataclasses import asdict
@@ -9,12 +8,11 @@ import pytest
 
 from kv_core.files.checkpoints import CheckpointError, detect
 from kv_core.files.detection import MARKS, METADATA_KEY, SIZES_TENSOR, check_complete
-from kv_core.networks.interpolation_unet import InterpolationUNet
-from kv_core.networks.keyframe_unet import KeyframeUNet
-from kv_core.networks.movq import MoVQ
+from kv_core.networks.interpolation_unet import InterpolationSizes, InterpolationUNet
+from kv_core.networks.keyframe_unet import KeyframeSizes, KeyframeUNet
+from kv_core.networks.movq import MoVQ, MoVQSizes
 from kv_core.networks.operations import TorchOperations
-from kv_core.networks.text_encoder import TextEncoder
-from kv_core.networks.unet import Sizes
+from kv_core.networks.text_encoder import TextEncoder, TextEncoderSizes
 from tests.support.recipe import GOLDENS, golden
 
 MANIFESTS = GOLDENS.parent / "manifests"
@@ -24,6 +22,13 @@ CLASSES = {
     "image_movq": MoVQ,
     "video_movq": MoVQ,
     "text_encoder": TextEncoder,
+}
+SIZE_CLASSES = {
+    "keyframe_unet": KeyframeSizes,
+    "interpolation_unet": InterpolationSizes,
+    "image_movq": MoVQSizes,
+    "video_movq": MoVQSizes,
+    "text_encoder": TextEncoderSizes,
 }
 # Settings of the published configs that say how the models were trained, or are implied by `temporal`.
 NOT_SIZES = {"double_z", "resolution", "attn_resolutions", "dropout", "temporal_attention_block"}
@@ -61,10 +66,7 @@ def shapes_of(part, config):
 
 def full_config(part, config):
     """All keyword sizes of a part's class: its defaults under what a config file says."""
-    parameters = inspect.signature(CLASSES[part]).parameters.values()
-    sizes = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-    if part.endswith("_unet"):
-        sizes |= asdict(Sizes())
+    sizes = asdict(SIZE_CLASSES[part]())
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k not in NOT_SIZES}
     assert stated.keys() <= sizes.keys()
     return sizes | stated

@@ -9,8 +9,9 @@ from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.operations import TorchOperations
-from kv_core.networks.text_encoder import null_context
 from tests.support import plain, recipe
+from tests.support.families import thorough
+from tests.support.golden_networks import noise, prompts
 from tests.support.recipe import fill, golden
 from tools import measure
 
@@ -24,18 +25,6 @@ def unpadded(context, mask):
 
 def padded(context, mask):
     return (Text.padded(context, mask),)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def prompts(unet):
-    """A prompt of five tokens, its null context, and a prompt whose tokens have gaps."""
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0]])
-    context = noise(3, 6, unet.context_dim) * mask[..., None]
-    context[1:2] = null_context(noise(unet.context_dim, seed=1), context[1:2])[0]
-    return context, mask
 
 
 def keyframes(read, mode="video"):
@@ -108,7 +97,7 @@ def test_texts_that_change_over_the_frames(monkeypatch, part):
     torch.testing.assert_close(fast, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["keyframes", "gaps that act and one that does not", "video MoVQ"])
+@pytest.mark.parametrize("name", [thorough("keyframes"), thorough("gaps that act and one that does not"), "video MoVQ"])
 def test_torch_compile_breaks_no_graph(monkeypatch, name):
     def compiled(network, part):
         network, entry = recipe.fill(network, part), "decode" if isinstance(network, MoVQ) else "forward"
@@ -164,6 +153,7 @@ def test_a_chunk_is_convolved_in_halves_where_torch_is_slow(height, halves):
     assert given[0] == (2 if halves else 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["keyframes", "decode-video"])
 def test_memory(monkeypatch, stage):
     """At 36 frames of 32x32 latents with 96 model channels, and a chunk of video of that size."""

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from tests.support.families import quick_cases
 from tools import bench, measure
 
 
-@pytest.mark.parametrize("stage", bench.STAGES)
+@pytest.mark.parametrize("stage", quick_cases("text", "encode-image", of=bench.STAGES))
 def test_every_stage_is_measured(stage):
     with torch.inference_mode():
         result = measure.measure(stage, "small", 128, 128, "cpu", None, 2, False)

@@ -3,17 +3,11 @@
 import pytest
 import torch
 
-from kv_core.networks.movq import MoVQ, decode_chunks
-from kv_core.networks.operations import TorchOperations
-from tests.support.recipe import fill, golden
+from kv_core.networks.movq import decode_chunks
+from tests.support.golden_networks import movq as build
+from tests.support.recipe import golden
 
 PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
-SIZES = {"ch", "ch_mult", "num_res_blocks", "z_channels", "in_channels", "out_ch", "temporal", "flicker_augmentation"}
-
-
-def build(case, part, dtype):
-    config = {key: value for key, value in case["config"].items() if key in SIZES}
-    return fill(MoVQ(**config, operations=TorchOperations, dtype=dtype), part)
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)

@@ -17,12 +17,13 @@ from kv_core.sampling.curves import Curve, ParameterCurve
 from kv_core.sampling.diffusion import SeededNoise
 from kv_core.sampling.frames import FrameCondition
 from kv_core.sampling.settings import FirstFrame, Interpolation, Keyframes, Run
-from tests.core.test_movq import build as build_movq
-from tests.core.test_text_encoder import build as build_text_model
+from tests.support.families import thorough
+from tests.support.golden_networks import movq as build_movq
+from tests.support.golden_networks import text_model as build_text_model
 from tests.support.recipe import fill, golden, null_embedding
 from tools.host import ROOT
 
-PRECISIONS = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
+PRECISIONS = [(torch.float64, 1e-5), thorough(torch.float32, 1e-4)]
 
 
 class GoldenNoise:

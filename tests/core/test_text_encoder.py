@@ -7,22 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kv_core.networks.operations import TorchOperations
-from kv_core.networks.text_encoder import TextModel, load_tokenizer, null_context
-from tests.support.recipe import fill, golden
+from kv_core.networks.text_encoder import load_tokenizer, null_context
+from tests.support.golden_networks import text_model as build
+from tests.support.recipe import golden
 
 FOLDER = Path(__file__).parents[2] / "models/text_encoders/kv-tiny/flan-ul2"
-T5_SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
-
-
-def build(dtype):
-    _, case = golden("text")
-    config = {key: case["t5_config"][key] for key in T5_SIZES}
-    model = TextModel(config, case["context_dim"], operations=TorchOperations, dtype=dtype)
-    fill(model.text_encoder, "text_encoder")
-    for name, projection in model.projections.items():
-        fill(projection, name)
-    return model
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 1e-4)])

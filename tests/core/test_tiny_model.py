@@ -62,6 +62,12 @@ def test_latents_stay_in_the_samplers_range_and_come_back():
     assert benchmark.psnr(back, pixels).mean() > 30
 
 
+@torch.no_grad()
+def test_a_clip_follows_its_prompt():
+    """One at the published settings; the tests below judge several of everything."""
+    assert benchmark.text_to_video(benchmark.Judge(MODELS), 0)["all"]
+
+
 @pytest.fixture(scope="module")
 def results():
     counts = {
@@ -80,40 +86,49 @@ def mean(results, name, key):
     return sum(rows) / len(rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what, least", [("colour", 0.85), ("shape", 0.75), ("direction", 0.7), ("all", 0.65)])
 def test_clips_follow_the_prompt(results, what, least):
     assert mean(results, "text_to_video", what) >= least
 
 
+@pytest.mark.thorough
 def test_speed_rises_with_the_motion_score(results):
     assert mean(results, "motion", "in_order") >= 0.75
 
 
+@pytest.mark.thorough
 def test_a_clip_begins_with_its_picture(results):
     assert mean(results, "image_to_video", "psnr") >= 20
 
 
+@pytest.mark.thorough
 def test_shape_and_colour_persist(results):
     assert mean(results, "image_to_video", "persists") >= 0.8
 
 
+@pytest.mark.thorough
 def test_frames_between_lie_on_the_path(results):
     assert mean(results, "interpolation", "error") < 1.5
     assert mean(results, "interpolation", "psnr") > mean(results, "interpolation", "psnr_faded") + 2
 
 
+@pytest.mark.thorough
 def test_without_guidance_the_prompt_says_little(results):
     assert mean(results, "no_guidance", "colour") < mean(results, "text_to_video", "colour") - 0.5
 
 
+@pytest.mark.thorough
 def test_a_negative_prompt_lowers_its_colour(results):
     assert mean(results, "negative", "with") <= mean(results, "negative", "without")
 
 
+@pytest.mark.thorough
 def test_the_temporal_decoder_flickers_less(results):
     assert mean(results, "text_to_video", "flicker_temporal") < mean(results, "text_to_video", "flicker_image")
 
 
+@pytest.mark.thorough
 def test_table(results):
     table = benchmark.table(benchmark.summary(results))
     assert len(table.splitlines()) == 2 + 14 and "| text to video: colour matches (16 clips) |" in table

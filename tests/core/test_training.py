@@ -214,6 +214,7 @@ torch.save((made, layer.state_dict(), layer.weight.grad, left), folder / f"{rank
 """
 
 
+@pytest.mark.thorough
 def test_workers_step_together_as_one_with_the_whole_batch(tmp_path):
     root = Path(train.__file__).parent.parent
     running = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), tmp_path], cwd=root) for rank in range(2)]
@@ -340,6 +341,7 @@ def test_what_a_caption_names():
     assert mask.tolist() == [[1] * 6 + [0]] * 2
 
 
+@pytest.mark.thorough
 def test_the_text_stage_learns_what_captions_name():
     torch.manual_seed(0)
     text = trainable(TextModel(tiny.encoder_config(), tiny.CONTEXT_DIM, operations=TrainableOperations))
@@ -355,6 +357,7 @@ def test_the_text_stage_learns_what_captions_name():
     assert sum(curve[-10:]) < 0.5 * sum(curve[:10])
 
 
+@pytest.mark.thorough
 def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     work, out = tmp_path / "work", tmp_path / "models"
     command = [sys.executable, "-m", "training.train", "--work", work, "--out", out, "--scale", "0.0003", "--no-report"]

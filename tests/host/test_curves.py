@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.families import thorough
 from tests.support.tiny_parts import colours, scene
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -19,6 +20,7 @@ def curves(tiny, parameter, curve, interpolation="step", start=0.0, end=1.0, pre
         start_percent=start,
         end_percent=end,
         previous=previous,
+        **more,
     )
 
 
@@ -106,50 +108,38 @@ def test_a_window_counts_only_in_its_steps(tiny, given):
     assert branches == {900: 2, 800: 2, 700: 3, 600: 3, 500: 3, 400: 3, 300: 2, 200: 2, 100: 2, 0: 2}
 
 
-def test_each_of_several_texts_is_read_once_a_run(tiny):
-    read = []
-    key = tiny.unet.model.diffusion_model.feature_pooling.attention.to_key
-    handle = key.register_forward_hook(lambda *_: read.append(1))
-    try:
-        tiny.keyframes(CIRCLE, over_time(tiny, SWITCH), steps=3)
-    finally:
-        handle.remove()
-    assert len(read) == 6, "two texts in three branches, not once a step"
+@pytest.fixture
+def texts_of_frames(adapters, monkeypatch):
+    """For every call of a U-Net, which frames of the branch with text have the same one as the frame before."""
+    seen = []
+    for unet in (adapters.unets.HostKeyframeUNet, adapters.unets.HostInterpolationUNet):
+
+        def watched(self, x, *arguments, forward=unet._forward, texts, **conditions):
+            rows = [row for text in texts if text.tokens.shape[1] > 1 for row in text.tokens]  # not the null embedding
+            seen.append("".join("=" if torch.equal(one, other) else "|" for one, other in zip(rows, rows[1:])))
+            return forward(self, x, *arguments, texts=texts, **conditions)
+
+        monkeypatch.setattr(unet, "_forward", watched)
+    return seen
 
 
-def test_context_windows_take_their_own_frames_texts(tiny, adapters, monkeypatch):
+def test_context_windows_take_their_own_frames_texts(tiny, texts_of_frames):
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    runs = []
-    over_frames = adapters.model.Text.over_frames
-
-    def watched(texts, counts):
-        runs.append(tuple(counts))
-        return over_frames(texts, counts)
-
-    monkeypatch.setattr(adapters.model.Text, "over_frames", watched)
     windowed = ContextWindowsManualNode.execute(tiny.unet, 4, 0, "standard_static", 1, False, "flat", 2, False)[0]
     out = tiny.keyframes(CIRCLE, over_time(tiny, SWITCH), model=windowed, steps=2)
-    # Windows 0-3, 4-7 and 8-11, the later ones behind an anchor, the frame before them.
-    assert set(runs) == {(4,), (3, 2), (5,)} and out["samples"].isfinite().all()
+    # Windows 0-3, 4-7 and 8-11, the later ones behind an anchor, the frame before them; the text changes at 6.
+    assert set(texts_of_frames) == {"===", "==|=", "===="} and out["samples"].isfinite().all()
 
 
-def test_context_windows_over_gaps_take_their_own_texts(tiny, adapters, monkeypatch):
+def test_context_windows_over_gaps_take_their_own_texts(tiny, texts_of_frames):
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    runs = []
-    over_frames = adapters.model.Text.over_frames
-
-    def watched(texts, counts):
-        runs.append(tuple(counts))
-        return over_frames(texts, counts)
-
-    monkeypatch.setattr(adapters.model.Text, "over_frames", watched)
     windows = (4, 0, "standard_static", 1, False, "flat", 2, False)
     out = tiny.node(
         "Interpolate",
         model=ContextWindowsManualNode.execute(tiny.interpolation_unet, *windows)[0],
-        positive=over_time(tiny, f"0: {PROMPT}; 6: {PROMPT}"),
+        positive=over_time(tiny, SWITCH),
         samples=tiny.latent("keyframes", torch.zeros(1, 4, 9, 8, 8)),
         skip_frames="auto",
         guidance=0.5,
@@ -157,17 +147,18 @@ def test_context_windows_over_gaps_take_their_own_texts(tiny, adapters, monkeypa
         seed=7,
     )
     # Gaps 0-3, and 4-7 behind an anchor, the gap before them.
-    assert set(runs) == {(4,), (3, 2)} and out["samples"].isfinite().all()
+    assert set(texts_of_frames) == {"===", "==|="} and out["samples"].isfinite().all()
 
 
-def test_the_colour_switches_at_the_right_keyframe(tiny):
-    for frame, colour in ((3, "green"), (6, "blue"), (9, "yellow")):
-        text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
-        seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))
-        assert seen.found.all()
-        assert colours(seen) == ["red"] * frame + [colour] * (12 - frame)
+@pytest.mark.parametrize("frame, colour", [thorough(3, "green"), (6, "blue"), thorough(9, "yellow")])
+def test_the_colour_switches_at_the_right_keyframe(tiny, frame, colour):
+    text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
+    seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))
+    assert seen.found.all()
+    assert colours(seen) == ["red"] * frame + [colour] * (12 - frame)
 
 
+@pytest.mark.thorough
 def test_motion_follows_its_curve(tiny):
     """The way of the first and of the last five keyframes, slow and fast, fast and slow."""
     ways = {}
@@ -184,10 +175,10 @@ def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
     narrow = curves(tiny, "text_guidance", "0: 9", start=0.2, end=0.24)
     plain = tiny.keyframes(CIRCLE, PROMPT, steps=4)["samples"]
     assert torch.equal(tiny.keyframes(CIRCLE, PROMPT, steps=4, curves=narrow)["samples"], plain)
-    assert "Sample Keyframes: the schedule of text_guidance from 20 to 24 percent acts at no step" in caplog.text
+    assert "Sample Keyframes: the curve of text_guidance from 0.2 to 0.24 applies at no step" in caplog.text
     caplog.clear()
     tiny.keyframes(CIRCLE, PROMPT, steps=4, curves=curves(tiny, "text_guidance", "0: 9", start=0.2, end=0.26))
-    assert "acts at no step" not in caplog.text
+    assert "applies at no step" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -200,8 +191,8 @@ def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
 )
 def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins):
     late = curves(tiny, "motion_score", curve, interpolation)
-    sentence = f"keyframes 0 to 11, but the last entry of the schedule of motion_score acts only from {begins} on"
-    with pytest.raises(ValueError, match=f"Sample Keyframes samples {sentence}: let it begin earlier"):
+    sentence = f"the last entry of the curve of motion_score acts only from {begins} on"
+    with pytest.raises(ValueError, match=f"There are keyframes 0 to 11, but {sentence}: let it begin earlier"):
         tiny.keyframes(CIRCLE, PROMPT, curves=late)
     tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, curves=late)
 
@@ -212,18 +203,25 @@ def test_a_line_to_a_point_behind_the_clip_counts(tiny, given):
     assert given[0]["motion_score"][0].tolist() == list(range(12)) and set(given[1]["motion_score"][0].tolist()) == {5}
 
 
+def test_a_drawn_curve_takes_the_place_of_the_interpolation(tiny, given):
+    drawn = {"points": [[0, 0], [0.5, 1], [1, 0]], "interpolation": "linear"}
+    up_and_down = curves(tiny, "motion_score", "0: 0; 10: 50", drawn_curve=drawn)
+    tiny.keyframes(CIRCLE, PROMPT, steps=1, curves=up_and_down)
+    assert given[0]["motion_score"][0].tolist() == [0, 10, 20, 30, 40, 50, 40, 30, 20, 10, 0, 0]
+
+
 WRONG = {
     "a window of a number that is fixed": (
         lambda tiny: curves(tiny, "motion_score", "0: 1", end=0.5),
-        "motion_score only along .*, not 0 and 50",
+        "motion_score only along .*, not 0 and 0.5",
     ),
     "an empty window": (
         lambda tiny: curves(tiny, "guidance", "0: 1", start=0.6, end=0.6),
-        "start before its end, but got 60 to 60",
+        "applies from 0.6 to 0.6, expected a start_percent below its end_percent",
     ),
     "a mistake in a curve": (
         lambda tiny: curves(tiny, "noise_augmentation", "0: 20; 6: 1000"),
-        "Schedule of noise_augmentation, entry 2, at character 8: 1000 is out of range: write 0 to 999",
+        "Parameter Curve of noise_augmentation, entry 2, at character 8: 1000 is out of range: write 0 to 999",
     ),
     "a mistake in the prompts": (
         lambda tiny: over_time(tiny, "a red circle; 6: a blue one"),
@@ -231,7 +229,7 @@ WRONG = {
     ),
     "another stage's number": (
         lambda tiny: tiny.keyframes(CIRCLE, PROMPT, curves=curves(tiny, "guidance", "0: 1")),
-        "Sample Keyframes has no guidance to schedule: choose motion_score or",
+        "This stage has no guidance that could follow a curve: choose motion_score or",
     ),
     "prompts over time that another node changed": (
         lambda tiny: tiny.keyframes(CIRCLE, [[0 * text, values] for text, values in over_time(tiny, SWITCH)]),

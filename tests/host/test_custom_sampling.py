@@ -3,30 +3,21 @@
 import pytest
 import torch
 
+from kv_core.sampling.settings import Keyframes
+from tests.support.families import quick_cases
 from tests.support.golden_parts import GoldenNoise, frames_first
-from tests.support.tiny_parts import KEYFRAMES, scene
+from tests.support.tiny_parts import KEYFRAMES, sample, scene, sigmas
 from training import world
 
-SEED = 7
+SEED = KEYFRAMES["seed"]
 CIRCLE = scene("red", "circle", "right", (16, 30))
 PROMPT = "a red circle moving right on a black background"
-QUICK = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
-
-
-def sample(guider, latent, sigmas, sampler=None, noise=None):
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
-    with torch.inference_mode():
-        return SamplerCustomAdvanced.execute(noise or Noise_RandomNoise(SEED), guider, sampler, sigmas, latent).args[0]
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde", "uni_pc", "lcm", "euler_ancestral_cfg_pp")
 
 
 @pytest.fixture(scope="module")
 def published(tiny):
     return tiny.node("DDPM")
-
-
-def sigmas(tiny, spacing="leading", steps=8, denoise=1.0, model=None):
-    return tiny.node("Sigmas", model=model or tiny.unet, spacing=spacing, steps=steps, denoise=denoise)
 
 
 def keyframe_guider(tiny, **changes):
@@ -63,7 +54,7 @@ def test_gaps_are_the_stage_s_own(tiny, published, kind):
     trailing = sigmas(tiny, "trailing", 4, model=tiny.interpolation_unet)
     gaps = sample(*tiny.nodes("InterpolationGuider", **given), trailing, published)
     found = tiny.node("FillGaps", samples=frames, gaps=gaps)
-    assert torch.equal(found["samples"], expected["samples"]) and found["passes"] == expected["passes"]
+    assert torch.equal(found["samples"], expected["samples"]) and found["frame_rate"] == expected["frame_rate"]
     with pytest.raises(ValueError, match=r"needs the sampled gaps \[1, 12, 1, 8, 8\].*but got \[1, 12, 2, 8, 8\]"):
         tiny.node("FillGaps", samples=tiny.latent("keyframes", frames["samples"][:, :, :2]), gaps=gaps)
 
@@ -71,22 +62,20 @@ def test_gaps_are_the_stage_s_own(tiny, published, kind):
 def test_the_published_numbers_come_from_the_hosts_nodes(adapters, stages, keyframe_model):
     """The goldens' own noise through the guider, its sampler and the schedule."""
     noise = GoldenNoise("keyframes", frames_first)
-    guider, latent = adapters.guiders.keyframes(
-        "Keyframe Guider",
-        keyframe_model,
-        stages.text,
-        None,
-        stages.tensors["keyframes.first_frame"][None, :, None],
-        stages.case["num_frames"],
-        stages.case["motion_score"],
-        stages.case["noise_augmentation"],
+    case = stages.case
+    settings = Keyframes(
+        case["num_frames"],
+        case["motion_score"],
+        case["noise_augmentation"],
         stages.guidance["text"],
         stages.guidance["image"],
-        noise.augmentation,
     )
+    first_frame = stages.tensors["keyframes.first_frame"][None, :, None]
+    prompts = adapters.guiders.Prompts(stages.text)
+    guided = adapters.guiders.keyframes(keyframe_model, prompts, first_frame, settings, noise)
     noise.generate_noise = lambda latent: noise.initial(latent["samples"].shape)
     schedule = adapters.ddpm.schedule(keyframe_model, "leading", 50)
-    out = sample(guider, latent, schedule, adapters.ddpm.DDPM(noise), noise)
+    out = sample(guided.guider, guided.latent, schedule, adapters.ddpm.DDPM(noise), noise)
     torch.testing.assert_close(out["samples"], frames_first(stages.tensors["keyframes.out"]), atol=1e-4, rtol=0)
 
 
@@ -166,7 +155,7 @@ def test_a_replaced_noise_schedule_is_refused(tiny):
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
     flow = ModelSamplingSD3().patch(tiny.unet, 3.0)[0]
-    with pytest.raises(ValueError, match=r"DDPM \(published\) needs the noise schedule of .* without a node such as"):
+    with pytest.raises(ValueError, match="Sample Keyframes needs the noise schedule of .* without a node such as"):
         tiny.keyframes(CIRCLE, PROMPT, model=flow)
 
 
@@ -210,7 +199,7 @@ def check_clip(tiny, samples):
     assert (seen.centre - track).norm(dim=1).max() < 3.5
 
 
-@pytest.mark.parametrize("name", ["ddpm (published)", *QUICK])
+@pytest.mark.parametrize("name", quick_cases("ddpm (published)", "euler", of=["ddpm (published)", *SAMPLERS]))
 def test_samplers_of_the_host(tiny, published, name):
     from comfy.samplers import sampler_object
 

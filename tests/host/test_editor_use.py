@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.host.test_workflows import graphs_of
 from tests.support.browser import UNKNOWN, needs_browser, opened, prompt_of, run_by_the_button, without_seeds
+from tests.support.workflow_runs import graphs_of
 from tools.authoring import notes, templates
 from tools.comfy.server import PACK
 from tools.download.places import PLACES
@@ -174,7 +174,7 @@ def test_a_missing_file_is_offered_for_download(address, name):
         assert row[1:3] == [folder, "Download"], shown
 
 
-# The list draws what is in sight, so it is scrolled to its end and again. True once each card was seen with its picture.
+# The list draws what is in sight, so it is scrolled round and round. True once each card was seen with its picture.
 CARDS = """names => {
     const seen = window.seen ??= new Set()
     const dialog = document.querySelector('[role=dialog]')

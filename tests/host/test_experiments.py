@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from tests.host.test_workflows import named, pixels_of
 from tests.support.helpers import latents, picture, saved
+from tests.support.workflow_runs import named, pixels_of
 from tools.authoring import templates
 from training import world
+
+# In fewer steps, test_workflows.py runs each of them.
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def run_template(server, run_graph):
         graph = templates.api_graph(name)
         for id in ids:
             graph |= saved(id)
-        done = run_graph(graph | more, timeout=120)
+        done = run_graph(graph | more)
         return {id: latents(server, done)[f"{id}.file"] for id in ids}, done
 
     return run
@@ -38,7 +41,7 @@ def test_custom_sampling_is_text_to_video_taken_apart(server, run_template, run_
         if node["class_type"] in seeds:
             node["inputs"]["seed"] = seeds[node["class_type"]]
     ids = {id for id, node in whole.items() if node["class_type"] in seeds}
-    expected = latents(server, run_graph({k: v for id in ids for k, v in saved(id).items()} | whole, timeout=120))
+    expected = latents(server, run_graph({k: v for id in ids for k, v in saved(id).items()} | whole))
     by_shape = {tuple(latent.shape): latent for latent in expected.values()}
     for name, latent in found.items():
         assert torch.equal(latent, by_shape[tuple(latent.shape)]), name
@@ -82,7 +85,7 @@ def test_motion_curve(server, run_template, run_graph):
         "inputs": {"movq": ["movq", 0], "samples": ["keyframes", 0]},
     }
     graph["file"] = {"class_type": "SaveImage", "inputs": {"images": ["single", 0], "filename_prefix": "keyframe"}}
-    done = run_graph(graph, timeout=120)
+    done = run_graph(graph)
     files = [server.client.download(file) for file in done.files() if file["filename"].startswith("keyframe")]
     x = world.read(torch.stack([2 * picture(file).movedim(-1, 0) - 1 for file in files])).centre[:, 0]
     slow, fast = x[5] - x[0], x[11] - x[6]

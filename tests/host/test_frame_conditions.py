@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from evaluation.benchmark import psnr
-from tests.support.tiny_parts import KEYFRAMES, colours, scene
+from tests.support.families import thorough
+from tests.support.tiny_parts import KEYFRAMES, colours, sample, scene, sigmas
 from training import world
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -44,8 +45,6 @@ def test_a_held_frame_comes_out_as_it_went_in(tiny, sampler):
 
 
 def test_a_held_frame_comes_out_of_the_hosts_sampler_too(tiny):
-    from tests.host.test_custom_sampling import sample, sigmas
-
     last = at(tiny, END)
     guider, latent = tiny.nodes(
         "KeyframeGuider",
@@ -86,6 +85,7 @@ def test_what_is_shown_reaches_the_unet(tiny, adapters, monkeypatch):
     assert not torch.equal(with_last["samples"], tiny.keyframes(CIRCLE, PROMPT, steps=1)["samples"])
 
 
+@pytest.mark.thorough
 def test_first_and_last_frame(tiny):
     """Where the prompt leads there anyway, the clip arrives; elsewhere it leans there and jumps at the end."""
     for end, largest in ((END, 2.0), ((40, 30), 9.0)):
@@ -100,6 +100,7 @@ def test_first_and_last_frame(tiny):
             assert seen.centre[10, 0] > plain.centre[10, 0] + 2, "it hurries"
 
 
+@pytest.mark.thorough
 def test_video_to_video_keeps_the_motion_and_changes_the_colour(tiny, clip):
     blue = at(tiny, (16, 30), "blue")
     plain, half = (
@@ -127,7 +128,7 @@ def test_denoise_says_where_it_begins(tiny, clip, adapters, monkeypatch):
         return forward(self, x, times, *arguments, **conditions)
 
     monkeypatch.setattr(adapters.unets.HostKeyframeUNet, "_forward", watched)
-    for denoise, expected in ((1.0, [750, 500, 250, 0]), (0.5, [375, 250, 125, 0]), (0.003, [2, 1, 0])):
+    for denoise, expected in ((1.0, [750, 500, 250, 0]), (0.5, [375, 250, 125, 0]), (0.01, [6, 4, 2, 0])):
         timesteps.clear()
         out = tiny.keyframes(CIRCLE, PROMPT, steps=4, init_video=clip, denoise=denoise)["samples"]
         assert timesteps == expected
@@ -145,7 +146,7 @@ def extend(tiny, clip, count, text=PROMPT, **more):
     return tiny.node("JoinClips", first=clip, second=second, overlap=count)
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [thorough(1), 4])
 def test_an_extended_clip_has_no_seam(tiny, clip, count):
     joined = extend(tiny, clip, count)["samples"]
     assert joined.shape[2] == 24 - count and torch.equal(joined[:, :, :12], clip["samples"])
@@ -156,6 +157,7 @@ def test_an_extended_clip_has_no_seam(tiny, clip, count):
     assert (x.diff() > 0).all() and x[-1] > x[11] + 5, "it goes on to the right"
 
 
+@pytest.mark.thorough
 def test_a_loop_ends_where_it_began(tiny, clip):
     """Back to the left, with the first frame given as the last."""
     back = given(tiny, tiny.node("PickFrames", samples=clip, position=0, count=1), -1)
@@ -169,11 +171,11 @@ def test_a_loop_ends_where_it_began(tiny, clip):
 WRONG = {
     "a place outside": (
         lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frame_conditions=given(tiny, clip, 1)),
-        r"Sample Keyframes, condition 1 puts 12 frame\(s\) at 1, but the clip has frames 0 to 11",
+        r"Frame condition 1 puts 12 frame\(s\) at 1, but the clip has frames 0 to 11",
     ),
     "another length": (
         lambda tiny, clip: tiny.keyframes(CIRCLE, PROMPT, frames=8, init_video=clip),
-        "Sample Keyframes needs a start of 8 frames and 64x64 pixels, but got 12 frames and 64x64: set frames",
+        "init_video needs 8 frames of 64x64 pixels, but has 12 of 64x64: set frames",
     ),
     "frames that are not there": (
         lambda tiny, clip: tiny.node("PickFrames", samples=clip, position=-2, count=3),
@@ -185,7 +187,7 @@ WRONG = {
     ),
     "more shared than there are": (
         lambda tiny, clip: tiny.node("JoinClips", first=clip, second=clip, overlap=13),
-        "needs 13 shared frames in both clips, but they have 12 and 12: lower shared",
+        "needs an overlap of 13 frames in both clips, but they have 12 and 12: lower overlap",
     ),
 }
 

@@ -94,7 +94,7 @@ def test_branches_go_one_by_one_when_memory_runs_out(stages, parts, request, cap
     model = {"keyframes": parts.keyframe_model, "interpolation": parts.interpolation_model}[stage]()
     expected = getattr(stages, stage)(model, steps=3)
     calls = request.getfixturevalue("little_memory")
-    torch.testing.assert_close(getattr(stages, stage)(model, steps=3), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(getattr(stages, stage)(model, steps=3), expected, atol=2e-5, rtol=0)
     assert calls == [branches] + [1] * 3 * branches, "tried together once a run"
     assert caplog.text.count(f"Out of memory with {branches} branches of guidance at once") == 1
 

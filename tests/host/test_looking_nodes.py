@@ -118,11 +118,11 @@ def test_motion_grid_shows_progress_over_all_cells(clip, monkeypatch):
 @pytest.mark.parametrize(
     "scores, sentence",
     [
-        ("1, x, 3", "Motion Grid: in motion_scores, item 2 is 'x', expected a whole number from 0 to 1000"),
-        ("1, 2,", "item 3 is ''"),
-        ("1001", "item 1 is '1001'"),
+        ("1, x, 3", "Item 2 of motion_scores is 'x', expected a whole number from 0 to 1000"),
+        ("1, 2,", "Item 3 of motion_scores is ''"),
+        ("1001", "Item 1 of motion_scores is '1001'"),
         (" ", "needs at least one number in motion_scores"),
-        ("1，x、3", "item 2 is 'x'"),
+        ("1，x、3", "Item 2 of motion_scores is 'x'"),
     ],
 )
 def test_bad_lists_get_one_sentence(clip, scores, sentence):
@@ -223,5 +223,5 @@ def test_attention_sheet(clip):
     with pytest.raises(ValueError, match="found no attention to the prompt at noise level 500: it is switched off"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"model": off})
     joined = ConditioningConcat().concat(clip.results["positive"], clip.results["positive"])[0]
-    with pytest.raises(ValueError, match="another node put more text into it"):
+    with pytest.raises(ValueError, match="another node changed its text"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": joined})

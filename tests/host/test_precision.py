@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.families import thorough
 from tests.support.helpers import SEED, Flagged, chain, run_here
 
 UNETS = ("keyframe_unet", "interpolation_unet")
@@ -136,8 +137,10 @@ def streamed_layers(patcher):
 
 # As with --novram; and as with --lowvram, on a card where a small part of every network fits. The server itself
 # takes neither flag together with --cpu.
-@pytest.mark.parametrize("free", [0, 700_000])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    "dtype, free",
+    [("int8", 0), ("int8", 700_000), *(thorough(dtype, free) for dtype in ("fp32", "bf16") for free in (0, 700_000))],
+)
 def test_weights_left_behind(pack_nodes, card, dtype, free):
     graph = short(**stored_as(dtype))
     expected = run_here(pack_nodes, graph)

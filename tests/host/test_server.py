@@ -1,7 +1,6 @@
 """What a user of the real server sees: the nodes, a seed's clip, progress, previews, cancelling, level memory."""
 
 import io
-import time
 
 import psutil
 import pytest
@@ -115,18 +114,18 @@ def work(server, stage, amount):
 
 @pytest.mark.parametrize("stage, much", [("first_frame", 600), ("keyframes", 400), ("video", 400), ("frames", 90)])
 def test_cancel(server, run_graph, stage, much):
-    times = {}
+    reported = []
 
     def cancel(kind, data):
         if kind == "execution_interrupted":
-            times["stopped"] = time.monotonic()
             assert data["node_id"] == stage
-        elif kind == "progress" and data["node"] == stage and "asked" not in times:
-            times["asked"] = time.monotonic()
-            server.client.interrupt(data["prompt_id"])
+        elif kind == "progress" and data["node"] == stage:
+            if not reported:
+                server.client.interrupt(data["prompt_id"])
+            reported.append(data["value"])
 
     assert server.client.run(work(server, stage, much), cancel).status == "interrupted"
-    assert times["stopped"] - times["asked"] < 2
+    assert reported[-1] < much / 2
     assert stage not in cached(run_graph(work(server, stage, 2)))
 
 
@@ -145,6 +144,7 @@ def test_cancel_reaches_calls_without_steps(pack_nodes, call):
         calls[call]()
 
 
+@pytest.mark.thorough
 def test_memory_stays_level(server, run_graph):
     def run(seed):
         settings = {"first_frame": {}, "keyframes": {"frames": 2}, "video": {}}

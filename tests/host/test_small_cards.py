@@ -6,6 +6,7 @@ test_memory.py holds those estimates to what the networks hold when they run.
 import pytest
 import torch
 
+from kv_core.networks import memory
 from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
@@ -35,15 +36,15 @@ def unets():
     "unet, rows", [("keyframes", 36), ("keyframes", 8), ("interpolation", 22), ("interpolation", 88)]
 )
 def test_unets_at_512_pixels(unets, adapters, unet, rows):
-    activations = adapters.memory.unet(rows, LATENT, LATENT, 384, HALF)
+    activations = memory.unet(rows, LATENT, LATENT, 384, HALF)
     assert weights(unets[unet], 1) + activations < 8e9, "int8 or fp8, all of it on the card"
     assert weights(unets[unet], 2) + activations < 12e9, "fp16, all of it on the card"
 
 
 def test_decoding_at_512_pixels(adapters):
     needed = weights(MoVQ(temporal=True, **FACTORY), 2)
-    assert needed + adapters.memory.movq_decode(5, 512, 512, 256, torch.bfloat16) < 8e9
-    assert needed + adapters.memory.movq_decode(5, 256, 256, 256, torch.bfloat16) < 3e9, "tiles of 256 pixels"
+    assert needed + memory.movq_decode(5, 512, 512, 256, torch.bfloat16) < 8e9
+    assert needed + memory.movq_decode(5, 256, 256, 256, torch.bfloat16) < 3e9, "tiles of 256 pixels"
 
 
 @pytest.mark.parametrize("budget", [0, 1.5e9])
@@ -63,6 +64,6 @@ def test_flan_ul2_is_streamed_in_less_than_3_gb(adapters, budget):
         model.projections["projection_base"](hidden)
     # On a card, what is streamed arrives in fp16 before it is cast, the next weight while this one is used.
     arriving = 2 * 2 * max(weight.numel() for weight in model.parameters())
-    estimate = adapters.memory.text_encode(TOKENS, 4096, 16384)
+    estimate = memory.text_encode(TOKENS, 4096, 16384)
     assert 1.02 * bytes.peak < estimate < 1.15 * bytes.peak
     assert loaded + estimate + arriving < 3e9

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kv_core.networks.attention import Text
-from tests.core.test_fast_paths import noise, prompts
+from tests.support.golden_networks import noise, prompts
 
 
 def run(patcher, skip_frames=(3, 1, 2)):

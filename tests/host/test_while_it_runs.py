@@ -89,6 +89,7 @@ def watched(server):
     return shown, {id.removesuffix(".file"): samples for id, samples in without.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", SETTINGS)
 def test_previews_move(watched, stage):
     shown, clips = watched

@@ -4,50 +4,18 @@ import io
 import json
 from itertools import combinations
 
-import av
-import numpy
 import pytest
-import torch
 from PIL import Image
 
+from tests.support.families import quick_cases, thorough
+from tests.support.workflow_runs import LOOKING, VIDEOS, check_video, graphs_of, named, pixels_of, quick, saved
 from tools.authoring import subgraphs, templates
 from tools.comfy.server import PACK
-from training import caption_encoder as words
 from training import world
 
 NAMES = templates.names()
 
-# name -> frames, width and height of what it saves, and frames a second where it does not last 5.5 seconds
-VIDEOS = {
-    "text-to-video-low": (12, 64, 64),
-    "text-to-video-medium": (45, 64, 64),
-    "text-to-video-high": (177, 64, 64),
-    "image-to-video": (45, 64, 64),
-    "morph": (17, 64, 64),
-    "all-in-one": (45, 64, 64),
-    "compare-decoders": (45, 128, 64),
-    "custom-sampling": (45, 64, 64),
-    "prompt-switch": (45, 64, 64),
-    "motion-curve": (45, 64, 64),
-    "guidance-window": (12, 128, 64),
-    "first-and-last-frame": (45, 64, 64),
-    "video-to-video": (12, 128, 64),
-    "extend-clip": (77, 64, 64, 8),
-    "loop": (88, 64, 64, 8),
-}
 PICTURES = {"first-frame-only": (1, 128, 128), "keyframes-only": (12, 64, 64)}
-# Run by test_looking_templates.py.
-LOOKING = {
-    "interpolate-video",
-    "cross-fade",
-    "two-projections",
-    "merged-unets",
-    "blocks-off",
-    "first-frame-from-another-model",
-    "motion-grid",
-    "attention-maps",
-    "look-inside",
-}
 
 SETTINGS = {
     "KandinskyVideoFirstFrame": {"width": 128, "height": 128, "steps": 50, "guidance": 5.0},
@@ -61,36 +29,11 @@ SETTINGS = {
     "KandinskyVideoInterpolate": {"skip_frames": "auto", "guidance": 0.5, "steps": 10},
     "KandinskyVideoEncodeImage": {"width": 64, "height": 64},
 }
-FEWER_STEPS = {50: 4, 10: 2}
 
 
 @pytest.fixture(scope="module")
 def object_info(server):
     return server.client.object_info()
-
-
-def quick(graph):
-    """The graph with fewer steps."""
-    for node in graph.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = FEWER_STEPS[node["inputs"]["steps"]]
-    return graph
-
-
-def check_video(content, frames, width, height, rate=None):
-    rate = rate or frames / 5.5
-    with av.open(io.BytesIO(content)) as video:
-        assert "mp4" in video.format.name
-        stream = video.streams.video[0]
-        assert stream.codec_context.name == "h264"
-        assert {(frame.width, frame.height) for frame in video.decode(stream)} == {(width, height)}
-        assert stream.frames == frames
-        assert float(stream.average_rate) == pytest.approx(rate, abs=1e-3)
-        assert float(stream.duration * stream.time_base) == pytest.approx(frames / rate, abs=0.01)
-
-
-def saved(server, run, suffix):
-    return [server.client.download(file) for file in run.files() if file["filename"].endswith(suffix)]
 
 
 @pytest.mark.parametrize("name", VIDEOS)
@@ -109,20 +52,13 @@ def test_pictures(server, run_graph, name):
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(width, height)}
 
 
-def pixels_of(content):
-    """Frames `[t, 3, H, W]` in [-1, 1] of a video file."""
-    with av.open(io.BytesIO(content)) as video:
-        frames = numpy.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-    return torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_looking(server, run_graph, name):
+    """What the pictures and videos show, test_looking_templates.py says."""
+    assert saved(server, run_graph(quick(templates.api_graph(name))), (".mp4", ".png"))
 
 
-def named(prompt):
-    """Numbers of the colour, shape, direction and background that a prompt of the toy world names."""
-    ids, _ = words.tokens([prompt])
-    return [words.named(ids, kind).item() - 1 for kind in words.KINDS]
-
-
-@pytest.mark.parametrize("name", ["text-to-video-medium", "image-to-video"])
+@pytest.mark.parametrize("name", quick_cases("text-to-video-medium", of=["text-to-video-medium", "image-to-video"]))
 def test_a_clip_shows_its_prompt(server, run_graph, name):
     graph = templates.api_graph(name)
     run = run_graph(graph, timeout=900)
@@ -185,11 +121,6 @@ def test_template_fits_the_nodes(object_info, name):
         assert list(values) == []
 
 
-def graphs_of(workflow):
-    """The workflow itself, and its subgraphs."""
-    return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
-
-
 def subgraph_ids(name):
     return {graph["id"] for graph in graphs_of(template(name))[1:]}
 
@@ -246,7 +177,7 @@ def test_the_blueprint_is_the_templates_subgraph(server):
     assert [entry["info"]["node_pack"] for entry in offered] == [f"custom_nodes.{PACK}"]
 
 
-@pytest.mark.parametrize("fps, frames", [("low", 12), ("high", 177)])
+@pytest.mark.parametrize("fps, frames", [("low", 12), thorough("high", 177)])
 def test_only_the_chosen_frame_rate_is_computed(server, run_graph, fps, frames):
     graph = quick(templates.api_graph(subgraphs.TEMPLATE))
     graph["rate"]["inputs"]["fps"] = fps
@@ -260,6 +191,8 @@ def test_only_the_chosen_frame_rate_is_computed(server, run_graph, fps, frames):
 def test_with_a_picture_no_first_frame_is_drawn(server, run_graph):
     graph = quick(templates.api_graph(subgraphs.TEMPLATE))
     graph["first_frame"]["inputs"]["seed"] = 99  # nothing of an earlier run
+    graph["rate"]["inputs"]["fps"] = "low"
+    graph["keyframes"]["inputs"]["steps"] = 5
     graph["choice"]["inputs"]["picture"] = ["yours", 0]
     clips = []
     for colour in (0x000000, 0xFFFFFF):

@@ -1,15 +1,14 @@
-"""Parametrised families of tests: which of their cases are quick."""
+"""Families of cases: which are quick, and which run with `tools/test.py --all` only."""
 
 import pytest
 
 
-def thorough(*values, id=None):
-    """A case that runs with `tools/test.py --all` only."""
-    return pytest.param(*values, marks=pytest.mark.thorough, id=id)
+def thorough(*values):
+    """A case that is not quick."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
 
 
-def quick(first, *, of):
-    """All cases `of` a family, of which those in `first` are quick and the others thorough."""
-    unknown = [case for case in first if case not in of]
-    assert not unknown, f"no such cases: {unknown}"
-    return [case if case in first else thorough(case) for case in of]
+def quick_cases(*quick, of):
+    """All cases `of` a family; only those in `quick` are quick."""
+    assert set(quick) <= set(of)
+    return [case if case in quick else thorough(case) for case in of]

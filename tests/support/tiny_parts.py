@@ -92,6 +92,19 @@ def colours(seen):
     return [COLOURS[index] for index in seen.colour.tolist()]
 
 
+def sample(guider, latent, sigmas, sampler=None, noise=None):
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+    with torch.inference_mode():
+        return SamplerCustomAdvanced.execute(
+            noise or Noise_RandomNoise(KEYFRAMES["seed"]), guider, sampler, sigmas, latent
+        ).args[0]
+
+
+def sigmas(tiny, spacing="leading", steps=8, denoise=1.0, model=None):
+    return tiny.node("Sigmas", model=model or tiny.unet, spacing=spacing, steps=steps, denoise=denoise)
+
+
 @pytest.fixture(scope="session")
 def tiny(pack, pack_nodes):
     return Tiny(pack, pack_nodes)

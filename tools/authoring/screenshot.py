@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
@@ -25,6 +26,8 @@ from tools.authoring import templates  # noqa: E402
 from tools.comfy.client import Client  # noqa: E402
 from tools.comfy.editor import Editor  # noqa: E402
 from tools.comfy.server import PACK, Server  # noqa: E402
+
+T = TypeVar("T")
 
 MARGIN = 40  # around the graph, in the editor's pixels
 MENU = 60  # over the graph stands the button that ends the focus mode
@@ -116,7 +119,7 @@ def made(client: Client) -> list[Image.Image]:
         return some_of([frame.to_image() for frame in clip.decode(video=0)])
 
 
-def some_of(items: list, count: int = 4) -> list:
+def some_of(items: list[T], count: int = 4) -> list[T]:
     """At most `count` of them, from the first to the last."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
 
@@ -140,8 +143,8 @@ def in_rows(pictures: list[Image.Image], count: int, width: int) -> list[list[Im
     """Rows at most as wide as that, each with its pictures at one height."""
     size = -(-len(pictures) // count)
     rows = [pictures[i : i + size] for i in range(0, len(pictures), size)]
-    heights = [(width - GAP * (len(row) - 1)) / sum(each.width / each.height for each in row) for row in rows]
-    heights = [int(min(height, ROW_HEIGHT * width)) for height in heights]
+    fitting = [(width - GAP * (len(row) - 1)) / sum(each.width / each.height for each in row) for row in rows]
+    heights = [int(min(height, ROW_HEIGHT * width)) for height in fitting]
     return [
         [each.resize((height * each.width // each.height, height)) for each in row]
         for row, height in zip(rows, heights)

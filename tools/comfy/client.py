@@ -16,9 +16,9 @@ from typing import Any
 
 import aiohttp
 
+from tools.comfy.graphs import Graph
 from tools.host import HostError
 
-Graph = dict[str, Any]
 OnEvent = Callable[[str, Any], None]  # an event's type, and its data: a dict, or a preview's bytes
 
 
@@ -111,7 +111,9 @@ class Client:
                     raise ServerError("The server closed the connection while the graph ran.")
                 events.append(_event(message))
                 on_event(*events[-1])
-        return self._finished(prompt, events)
+        done = self._finished(prompt, events)
+        assert done, "the history has what has ended"
+        return done
 
     def _finished(self, prompt: str, events: list[tuple[str, Any]]) -> Run | None:
         entry = self.get(f"/history/{prompt}").get(prompt)
@@ -136,7 +138,7 @@ class Client:
         return self.request("/view?" + urllib.parse.urlencode({name: file[name] for name in names}))
 
 
-def _event(message: aiohttp.WSMessage) -> tuple[str, Any]:
+def _event(message: Any) -> tuple[str, Any]:
     if message.type is aiohttp.WSMsgType.BINARY:
         return "preview", message.data
     content = json.loads(message.data)

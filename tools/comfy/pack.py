@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tools.host import ROOT
 
@@ -26,16 +27,17 @@ def load(comfyui: Path, base_directory: Path) -> ModuleType:
     args.cpu = True
     args.base_directory = str(base_directory)
     spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)
     return module
 
 
-def nodes(pack: ModuleType) -> dict[str, type]:
+def nodes(pack: ModuleType) -> dict[str, type[Any]]:
     """Node id -> node class, as the pack's entry point lists them."""
 
-    async def listed():
+    async def listed() -> list[type[Any]]:
         extension = await pack.comfy_entrypoint()
         await extension.on_load()
         return await extension.get_node_list()

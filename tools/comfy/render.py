@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 from PIL import Image, UnidentifiedImageError
@@ -21,12 +22,12 @@ from tools.comfy.server import Server
 class Progress:
     """Prints a line for every node that ran, with a bar while it runs."""
 
-    def __init__(self, graph: dict):
+    def __init__(self, graph: graphs.Graph):
         self.graph = graph
-        self.started = {}
-        self.done = set()
+        self.started: dict[str, float] = {}
+        self.done: set[str] = set()
 
-    def __call__(self, kind: str, data: dict | bytes) -> None:
+    def __call__(self, kind: str, data: Any) -> None:
         if kind != "progress_state":
             return
         for node, state in data["nodes"].items():
@@ -68,7 +69,7 @@ def describe(path: Path) -> str:
     return f"{frames} frames of {width}x{height}, {rate:.2f} a second, {frames / rate:.1f} s"
 
 
-def make_clip(server: Server, settings: dict) -> Path:
+def make_clip(server: Server, settings: dict[str, Any]) -> Path:
     """Run the workflow that the options ask for; returns the clip's path. Raises HostError."""
     picture = None
     if settings["image"]:
@@ -89,7 +90,8 @@ def make_clip(server: Server, settings: dict) -> Path:
 def leave_open(server: Server) -> None:
     print(f"ComfyUI is open at {server.client.address}; Ctrl-C ends it.")
     print("In its menu, Browse Templates has this clip's workflow under Kandinsky Video.")
-    server.process.wait()
+    if server.process:
+        server.process.wait()
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from tools.comfy.client import Client, ServerError
 from tools.host import PATIENT_THREADS, ROOT, Host
@@ -57,11 +58,11 @@ class Server:
         """Make the pack appear as this folder."""
         link_pack(folder)
 
-    def command(self) -> list[str | Path]:
+    def command(self) -> list[str]:
         flags = ["--cpu"] if self.device == "cpu" or not has_accelerator(self.host.python) else []
         return [
-            *[self.host.python, self.host.path / "main.py", *flags, "--port", str(self.port)],
-            *["--base-directory", self.work, "--output-directory", self.output],
+            *[str(self.host.python), str(self.host.path / "main.py"), *flags, "--port", str(self.port)],
+            *["--base-directory", str(self.work), "--output-directory", str(self.output)],
             *["--database-url", "sqlite:///:memory:"],
             *["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, "--disable-api-nodes"],
         ]
@@ -70,11 +71,11 @@ class Server:
         # Nothing here may reach for the network, whatever a library does when it is left alone.
         environ = {**PATIENT_THREADS, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         with self.log.open("wb") as log:
-            output = {} if self.verbose else {"stdout": log, "stderr": subprocess.STDOUT}
-            self.process = subprocess.Popen(self.command(), cwd=self.work, env=environ, **output)
+            output: dict[str, Any] = {} if self.verbose else {"stdout": log, "stderr": subprocess.STDOUT}
+            process = self.process = subprocess.Popen(self.command(), cwd=self.work, env=environ, **output)
         end = time.monotonic() + START_SECONDS
         while not self._answers():
-            if self.process.poll() is not None:
+            if process.poll() is not None:
                 raise ServerError(f"ComfyUI stopped while it started. {self.log_tail()}")
             if time.monotonic() > end:
                 raise ServerError(f"ComfyUI did not answer within {START_SECONDS} s. {self.log_tail()}")
