@@ -1,5 +1,5 @@
-// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; and the notes in
-// the pack's templates in the editor's language.
+// Colours for the pack's own sockets and their links, in the classic and in the modern design of nodes; the notes in the
+// pack's templates in the editor's language; and values of a renamed node in the units of today.
 
 import { app } from "../../scripts/app.js"
 
@@ -27,21 +27,32 @@ function keep(colours, type, colour) {
 }
 
 // A note of the templates brings its translations, and the graph is shown in the editor's language as it opens. They
-// are dropped then, or they would come back over what a person writes there. Nothing else of a graph is touched.
-function translateNotes(workflow) {
-    const language = app.extensionManager.setting.get("Comfy.Locale")
-    for (const graph of [workflow, ...(workflow.definitions?.subgraphs ?? [])])
-        for (const node of graph.nodes ?? []) {
-            if (node.type != "MarkdownNote" || !node.properties?.kandinsky_video_note) continue
-            const text = node.properties.kandinsky_video_note[language]
-            if (text) node.widgets_values = [text]
-            delete node.properties.kandinsky_video_note
-        }
+// are dropped then, or they would come back over what a person writes there.
+function translate(node) {
+    const translations = node.type == "MarkdownNote" && node.properties?.kandinsky_video_note
+    if (!translations) return
+    const text = translations[app.extensionManager.setting.get("Comfy.Locale")]
+    if (text) node.widgets_values = [text]
+    delete node.properties.kandinsky_video_note
 }
 
+// The window of a curve was 0 to 100 under the node's old name and is 0 to 1. The editor replaces the node when a person
+// says so, and cuts what it copies to the new range: so the values are divided before.
+function rescale(node) {
+    const values = node.type == "KandinskyVideoSchedule" && node.widgets_values
+    if (values && Math.max(...values.slice(3)) > 1) values.splice(3, 2, values[3] / 100, values[4] / 100)
+}
+
+// Nothing else of a graph is touched.
 app.registerExtension({
-    name: "KandinskyVideo.Notes",
-    beforeConfigureGraph: translateNotes,
+    name: "KandinskyVideo.Graphs",
+    beforeConfigureGraph(workflow) {
+        for (const graph of [workflow, ...(workflow.definitions?.subgraphs ?? [])])
+            for (const node of graph.nodes ?? []) {
+                translate(node)
+                rescale(node)
+            }
+    },
 })
 
 app.registerExtension({

@@ -1,4 +1,7 @@
-"""Workflows saved under older names: the editor replaces nodes as it opens them, the server inputs as it gets them."""
+"""Workflows saved under older names.
+
+The editor offers to replace the nodes of a graph that it opens; the server takes graphs with old names as they are.
+"""
 
 from comfy_api.latest import ComfyAPI, io
 from server import PromptServer
@@ -7,6 +10,8 @@ from server import PromptServer
 NODES = {
     "KandinskyVideoSchedule": ("KandinskyVideoParameterCurve", ["parameter", "curve", "interpolation", "start", "end"])
 }
+# An old id, and those of its inputs that were 0 to 100; for the editor web/kandinsky_video.js divides them.
+PERCENT = "KandinskyVideoSchedule", ("start", "end")
 # Id -> {old name of an input: new name}.
 INPUTS = {
     "KandinskyVideoParameterCurve": {"start": "start_percent", "end": "end_percent"},
@@ -40,11 +45,10 @@ def upgraded(request):
 
 
 def _upgrade(node, inputs):
+    old, percent = PERCENT
+    if node.get("class_type") == old:
+        inputs.update({name: inputs[name] / 100 for name in percent if isinstance(inputs.get(name), (int, float))})
     node["class_type"], _ = NODES.get(node.get("class_type"), (node.get("class_type"), ()))
     for before, now in INPUTS.get(node["class_type"], {}).items():
         if before in inputs:
             inputs.setdefault(now, inputs.pop(before))
-    window = [inputs.get(name) for name in ("start_percent", "end_percent")]
-    if node["class_type"] in dict(NODES.values()) and all(isinstance(value, (int, float)) for value in window):
-        if max(window) > 1:  # they were 0 to 100
-            inputs["start_percent"], inputs["end_percent"] = (value / 100 for value in window)

@@ -1,12 +1,12 @@
 """Fixtures for tests that need ComfyUI: a real server with this pack, and the pack loaded in this process."""
 
-import asyncio
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.browser import opened
 from tests.support.golden_parts import (  # noqa: F401
     adapters,
     calls,
@@ -17,7 +17,6 @@ from tests.support.golden_parts import (  # noqa: F401
 )
 from tests.support.tiny_clip import clip  # noqa: F401
 from tests.support.tiny_parts import tiny  # noqa: F401
-from tools.comfy.editor import Editor
 from tools.comfy.pack import load, nodes
 from tools.comfy.server import Server
 from tools.host import CACHE, Host, check_version, find_comfyui, is_comfyui
@@ -53,13 +52,8 @@ def address(server):
 @pytest.fixture(scope="session")
 def usual_errors(address):
     """What the editor complains about without any template."""
-
-    async def look():
-        async with Editor(address) as editor:
-            await editor.open()
-            return set(editor.errors)
-
-    return asyncio.run(look())
+    with opened(address) as editor:
+        return set(editor.errors)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.support.helpers import CHAIN, chain, latents, link, log_of, node, put_latent, saved
-from tools.comfy.server import ServerError
+from tools.comfy.client import ServerError
 from tools.host import ROOT
 
 MODELS = ROOT / "models"

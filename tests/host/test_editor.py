@@ -1,23 +1,18 @@
 """The templates in ComfyUI's real editor, in a headless Chromium."""
 
-import asyncio
 import json
 import re
 
 import pytest
 
-from tools.authoring import subgraphs, templates
+from tests.support.browser import UNKNOWN, expected_prompt, needs_browser, opened, prompt_of
+from tools.authoring import templates
 from tools.authoring import words as locales
-from tools.comfy.editor import Editor, find_chromium
-from tools.comfy.server import PACK
+from tools.authoring.notes import TRANSLATIONS
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 SIZES = "Object.fromEntries(app.rootGraph.nodes.map(node => [node.id, [...node.size]]))"
-UNKNOWN = "app.rootGraph.nodes.filter(node => !(node.type in LiteGraph.registered_node_types)).map(node => node.type)"
 DIALOGS = "[...document.querySelectorAll('[role=dialog], .p-toast-message')].map(dialog => dialog.innerText)"
 # Notes that do not show all of their text, and titles that leave no room for the buttons beside them.
 CUT = """(() => {
@@ -43,27 +38,20 @@ NODES = f"""Object.fromEntries(Object.keys(LiteGraph.registered_node_types)
         }}]
     }}))"""
 SELECT = "app.canvas.selectNode(app.rootGraph.nodes.find(node => node.type == 'KandinskyVideoKeyframes'))"
-BUTTON = "document.querySelector('[data-testid=info-button]')"
 HELP = "document.querySelector('.node-help-content')"
 
 
 @pytest.mark.parametrize("name", templates.names())
 def test_template_opens(server, address, usual_errors, name):
-    async def look():
-        async with Editor(address) as editor:
-            await editor.open(name, PACK)
-            scripts = {"sizes": SIZES, "unknown": UNKNOWN, "dialogs": DIALOGS, "cut": CUT}
-            found = {key: await editor.evaluate(script) for key, script in scripts.items()}
-            found["prompt"] = (await editor.evaluate("app.graphToPrompt()"))["output"]
-            return found, set(editor.errors)
-
-    found, errors = asyncio.run(look())
-    assert found["unknown"] == []
-    assert found["dialogs"] == []
-    assert found["cut"] == []
-    assert errors - usual_errors == set()
-    check_sizes(found["sizes"], json.loads(templates.path(name).read_text(encoding="utf-8")))
-    check_prompt(found["prompt"], name, server.client.object_info())
+    template = json.loads(templates.path(name).read_text(encoding="utf-8"))
+    with opened(address, name) as editor:
+        look = editor.page.evaluate
+        assert [look(UNKNOWN), look(DIALOGS), look(CUT)] == [[], [], []]
+        assert set(editor.errors) - usual_errors == set()
+        check_sizes(look(SIZES), template)
+        folded = template if "definitions" in template else None
+        graph = templates.api_graph(name)
+        assert prompt_of(editor) == expected_prompt(graph, server.client.object_info(), folded)
 
 
 def check_sizes(sizes, template):
@@ -73,82 +61,29 @@ def check_sizes(sizes, template):
         assert width <= node["size"][0] and height <= node["size"][1], node["type"]
 
 
-def check_prompt(prompt, name, object_info):
-    """The editor would queue the very graph that the template was built from, with what is left alone spelled out."""
-    graph, workflow = templates.api_graph(name), json.loads(templates.path(name).read_text(encoding="utf-8"))
-    numbers = {key: number for number, key in enumerate(graph, 1)}
-    folded = "definitions" in workflow
-    ids = subgraphs.flat_ids(workflow, numbers) if folded else {key: str(id) for key, id in numbers.items()}
-    expected = {
-        ids[key]: {
-            "class_type": node["class_type"],
-            "inputs": defaults(object_info[node["class_type"]])
-            | {
-                name: [ids[value[0]], value[1]] if isinstance(value, list) else value
-                for name, value in node["inputs"].items()
-            },
-            "_meta": {"title": node["_meta"]["title"]},
-        }
-        for key, node in graph.items()
-    }
-    assert prompt == expected
+NOTES = """app.rootGraph.nodes.filter(node => node.type == 'MarkdownNote')
+    .map(note => [note.widgets[0].value, Object.keys(note.properties)])"""
 
 
-def defaults(info):
-    """What the optional widgets of a node hold until somebody sets them."""
-    optional = {name: templates.spec_of(spec) for name, spec in info["input"].get("optional", {}).items()}
-    return {name: options["default"] for name, (_, options) in optional.items() if "default" in options}
-
-
-SHOWN = """(() => {
-    const graphs = [app.rootGraph, ...app.rootGraph.nodes.filter(node => node.subgraph).map(node => node.subgraph)]
-    const named = item => item.label ?? item.localized_name ?? item.name
-    return graphs.flatMap(graph => [
-        ...graph.groups.map(group => group.title),
-        ...graph.nodes.flatMap(node => node.type.startsWith('KandinskyVideo') || node.subgraph
-            ? [node.title, ...[...node.inputs, ...node.outputs, ...node.widgets ?? []].map(named)] : [node.title]),
-        ...graph.nodes.filter(node => node.type == 'MarkdownNote').map(note => note.widgets[0].value),
-    ])
-})()"""
-# The editor's own: nodes that others translate, and what it calls the setting beside a seed.
-HOSTS = re.compile(r"control[_ ]after[_ ]generate|codec|encoding", re.IGNORECASE)
-
-
-@pytest.mark.parametrize("language", ["zh", "ru"])
 @pytest.mark.parametrize("name", templates.names())
-def test_nothing_of_ours_is_left_in_english(address, name, language):
-    async def look():
-        async with Editor(address, locale=language) as editor:
-            await editor.open(name, PACK)
-            return await editor.evaluate(SHOWN), await editor.evaluate(CUT)
-
-    shown, cut = asyncio.run(look())
-    shown = [text for text in shown if not HOSTS.search(text)]
-    assert cut == []
-    letters = {"zh": r"[\u4e00-\u9fff]", "ru": "[А-Яа-яЁё]"}[language]
-    assert len(shown) > 10
-    assert {text for text in shown if not re.search(letters, text)} <= KEPT
-
-
-# Names that are the same in every language.
-KEPT = {"MoVQ", "Latent"}
+def test_the_notes_are_translated(address, name):
+    """In the language with the longest texts: the notes and the names of nodes have room."""
+    with opened(address, name, locale="ru") as editor:
+        notes = editor.page.evaluate(NOTES)
+        assert len(notes) == 2
+        assert all(re.search("[А-Яа-яЁё]", text) and TRANSLATIONS not in kept for text, kept in notes)
+        assert editor.page.evaluate(CUT) == []
 
 
 @pytest.mark.parametrize("language", locales.LANGUAGES)
 def test_the_editor_speaks(address, language):
     """Every node's words, and one node's help as its button opens it."""
-
-    async def look():
-        async with Editor(address, locale=language) as editor:
-            await editor.open("keyframes-only", PACK)
-            nodes = await editor.evaluate(NODES)
-            await editor.evaluate(f"{SELECT}, true")
-            await editor.wait_for(f"{BUTTON} != null")
-            await editor.evaluate(f"{BUTTON}.click(), true")
-            await editor.wait_for(f"{HELP}?.querySelector('img')?.naturalWidth > 0")
-            return nodes, await editor.evaluate(f"{HELP}.querySelector('h1').innerText")
-
-    nodes, title = asyncio.run(look())
+    with opened(address, "keyframes-only", locale=language) as editor:
+        nodes = editor.page.evaluate(NODES)
+        editor.page.evaluate(f"() => {{ {SELECT} }}")
+        editor.page.click("[data-testid=info-button]")
+        editor.page.wait_for_function(f"{HELP}?.querySelector('img')?.naturalWidth > 0")
+        title = editor.page.inner_text(".node-help-content h1")
     words = json.loads((locales.LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert nodes.keys() == words.keys()
     for id, expected in words.items():
@@ -159,3 +94,72 @@ def test_the_editor_speaks(address, language):
         assert {name: label for name, label in nodes[id]["widgets"].items() if name in inputs}.items() <= inputs.items()
         assert list(nodes[id]["outputs"].values()) == [each["name"] for each in expected["outputs"].values()], id
     assert title == words["KandinskyVideoKeyframes"]["display_name"]
+
+
+EMPTY = {
+    "id": "7e5a0bf3-1ad5-4b5c-8a33-0d8d3b5c0001",
+    "version": 1,
+    "revision": 0,
+    "name": "Nothing in it",
+    "state": {"lastGroupId": 0, "lastNodeId": 0, "lastLinkId": 0, "lastRerouteId": 0},
+    "config": {},
+    "inputNode": {"id": -10, "bounding": [0, 0, 120, 60]},
+    "outputNode": {"id": -20, "bounding": [400, 0, 120, 60]},
+    "inputs": [],
+    "outputs": [],
+}
+
+
+def user_node(number, kind, title, values, **properties):
+    place = {"pos": [400 * number, 0], "size": [330, 300], "flags": {}, "order": number, "mode": 0}
+    slots = {"inputs": [], "outputs": []}
+    return {"id": number, "type": kind, "title": title, **place, **slots} | {
+        "properties": properties,
+        "widgets_values": values,
+    }
+
+
+# Titles as the templates have them, and properties that are named like those of others.
+USERS = [
+    user_node(1, "KSampler", "Text", [7, "fixed", 20, 8, "euler", "simple", 1]),
+    user_node(2, "KandinskyVideoUNetLoader", "Models", ["kv-tiny/keyframes.safetensors", "default"]),
+    user_node(3, "MarkdownNote", "About this graph", ["mine"], translations={"zh": "\u6211\u7684"}),
+    user_node(4, EMPTY["id"], "Decode", []),
+]
+OURS = user_node(5, "MarkdownNote", "About this graph", ["ours"], **{TRANSLATIONS: {"zh": "\u6211\u4eec\u7684"}})
+GROUPS = ["Text", "Decode", "Models"]
+
+
+def test_a_graph_of_the_users_stays_as_it_is(address, tmp_path):
+    """In a Chinese editor only a note that brings its translations is shown in Chinese."""
+    group = {"bounding": [0, -60, 300, 400], "color": "#333", "flags": {}}
+    workflow = {
+        "revision": 0,
+        "last_node_id": 5,
+        "last_link_id": 0,
+        "nodes": [*USERS, OURS],
+        "links": [],
+        "groups": [{"id": id, "title": title, **group} for id, title in enumerate(GROUPS, 1)],
+        "definitions": {"subgraphs": [EMPTY]},
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(workflow), encoding="utf-8")
+    with opened(address, locale="zh") as editor:
+        before = len(editor.errors)
+        editor.open_file(file)
+        editor.page.wait_for_function("app.rootGraph.nodes.length == 5")
+        editor.settle()
+        assert editor.errors[before:] == []
+        assert editor.page.evaluate(DIALOGS) == []
+        kept = editor.page.evaluate("app.rootGraph.serialize()")
+    *users, ours = kept["nodes"]
+    for now, then in zip(users, USERS, strict=True):
+        assert {key: now.get(key) for key in ("type", "title")} == {key: then[key] for key in ("type", "title")}
+        assert now["properties"].items() >= then["properties"].items()
+        assert now.get("widgets_values", []) == then["widgets_values"]
+    assert [group["title"] for group in kept["groups"]] == GROUPS
+    assert [each["id"] for each in kept["definitions"]["subgraphs"]] == [EMPTY["id"]]
+    assert (ours["widgets_values"], ours["properties"]) == ([OURS["properties"][TRANSLATIONS]["zh"]], {})

@@ -1,42 +1,34 @@
 """What a person does in the editor with the mouse: run a template, load a result back, link sockets, look for files."""
 
-import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.host.test_editor import UNKNOWN
+from tests.support.browser import UNKNOWN, needs_browser, opened, prompt_of, run_by_the_button, without_seeds
 from tests.support.workflow_runs import graphs_of
 from tools.authoring import notes, templates
-from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK
 from tools.download.places import PLACES
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine"),
-]
+pytestmark = needs_browser
 
 NAMES = templates.names()
 SAMPLERS = ("KandinskyVideoFirstFrame", "KandinskyVideoKeyframes", "KandinskyVideoInterpolate", "SamplerCustomAdvanced")
 
-LISTEN = """(() => {
-    const seen = window.seen = {previews: {}, shown: [], named: [], progress: {}, end: null}
+LISTEN = """() => {
+    const seen = window.seen = {previews: {}, shown: [], named: [], progress: {}}
     const listen = (name, action) => app.api.addEventListener(name, event => action(event.detail))
     listen('progress', data => (seen.progress[data.node] ??= []).push(data.value))
     listen('b_preview_with_metadata', data => {
         seen.previews[data.displayNodeId] = (seen.previews[data.displayNodeId] ?? 0) + 1
     })
-    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
-        listen(end, data => { seen.end = [end, data.exception_message] })
     setInterval(() => {
         for (const node of app.rootGraph.nodes)
             if (node.imgs?.[0]?.naturalWidth && node.imgs[0].src.startsWith('blob:')) seen.shown.push(node.type)
         const overlay = document.querySelector('[data-testid=queue-progress-overlay]')?.innerText ?? ''
         seen.named.push(...overlay.split('\\n').filter(line => !seen.named.includes(line)))
     }, 50)
-})(), true"""
+}"""
 # Every result that the graph shows, and how much of it: the width of pictures and videos, the length of texts.
 RESULTS = """[...app.rootGraph.nodes.filter(node => node.constructor.nodeData?.output_node).map(node => [
     node.type,
@@ -47,80 +39,51 @@ RESULTS = """[...app.rootGraph.nodes.filter(node => node.constructor.nodeData?.o
 UNDRAWN = (
     "[...app.rootGraph.links.values()].filter(link => !link.path).map(link => `${link.origin_id}->${link.target_id}`)"
 )
-SLOT = """(([type, input, name]) => {
+SLOT = """([type, input, name]) => {
     const node = app.rootGraph.nodes.find(node => node.type == type)
     const slots = input ? node.inputs : node.outputs
     const place = node.getConnectionPos(input, slots.findIndex(slot => slot.name == name))
     const canvas = app.canvas.canvas.getBoundingClientRect(), view = app.canvas.ds
     return [0, 1].map(i => (place[i] + view.offset[i]) * view.scale + (i ? canvas.y : canvas.x))
-})"""
-LINK = """(([type, name]) => {
+}"""
+LINK = """([type, name]) => {
     const node = app.rootGraph.nodes.find(node => node.type == type)
     const link = app.rootGraph.links.get(node.inputs.find(slot => slot.name == name).link)
     return link ? app.rootGraph.getNodeById(link.origin_id).type : null
-})"""
-
-
-@asynccontextmanager
-async def opened(address, name="", **settings):
-    async with Editor(address, **settings) as editor:
-        await editor.open(name, PACK if name else "")
-        yield editor
-
-
-async def call(editor, script, *arguments):
-    return await editor.evaluate(f"{script}({json.dumps(arguments)})")
+}"""
+SET = "([name, value]) => app.extensionManager.setting.set(name, value)"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_template_runs_by_the_button(server, address, usual_errors, name):
-    async def use():
-        async with opened(address, name) as editor:
-            await editor.evaluate("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'latent2rgb')")
-            await editor.evaluate(LISTEN)
-            undrawn = await editor.evaluate(UNDRAWN)
-            prompt = (await editor.evaluate("app.graphToPrompt()"))["output"]
-            await editor.click("[data-testid=queue-button]")
-            await editor.wait_for("seen.end !== null", 900)
-            await asyncio.sleep(3)  # pictures and videos are fetched
-            seen = await editor.evaluate("seen")
-            results = await editor.evaluate(RESULTS)
-            titles = await editor.evaluate("app.rootGraph.nodes.map(node => node.title)")
-            await editor.evaluate("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'default')")
-            errors = set(editor.errors)
-        file = newest(server.output, server.work / "temp")
-        async with opened(address) as editor:  # another day
-            await editor.open_file(file)
-            await editor.wait_for(f"app.rootGraph.nodes.length >= {len(titles)}")
-            again = (await editor.evaluate("app.graphToPrompt()"))["output"]
-            unknown = await editor.evaluate(UNKNOWN)
-        return undrawn, seen, results, titles, prompt, again, unknown, errors
-
-    undrawn, seen, results, titles, prompt, again, unknown, errors = asyncio.run(use())
-    assert undrawn == []
-    assert seen["end"][0] == "execution_success", seen["end"]
-    assert errors - usual_errors == set()
+    with opened(address, name) as editor:
+        look = editor.page.evaluate
+        look(SET, ["Comfy.Execution.PreviewMethod", "latent2rgb"])
+        look(LISTEN)
+        assert look(UNDRAWN) == []
+        prompt = prompt_of(editor)
+        run_by_the_button(editor)
+        editor.settle()  # pictures and videos are fetched
+        seen, results = look("seen"), look(RESULTS)
+        titles = look("app.rootGraph.nodes.map(node => node.title)")
+        look(SET, ["Comfy.Execution.PreviewMethod", "default"])
+        assert set(editor.errors) - usual_errors == set()
     assert results and all(width > 0 for _, width in results), results
     sampled = {id for id, node in prompt.items() if node["class_type"] in SAMPLERS and id in seen["progress"]}
     assert sampled and sampled <= seen["previews"].keys()
     assert seen["shown"], "previews in the nodes"
     assert set(seen["named"]) & {*titles, *(prompt[id]["_meta"]["title"] for id in sampled)}, "which node runs"
-    assert without_seeds(again) == without_seeds(prompt), "what the saved file holds"
-    assert unknown == []
+    with opened(address) as editor:  # another day
+        editor.open_file(newest(server.output, server.work / "temp"))
+        editor.page.wait_for_function(f"app.rootGraph.nodes.length >= {len(titles)}")
+        assert without_seeds(prompt_of(editor)) == without_seeds(prompt), "what the saved file holds"
+        assert editor.page.evaluate(UNKNOWN) == []
 
 
 def newest(*folders):
     """The latest picture or video that a graph saved, or showed."""
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".png", ".mp4")]
     return max(files, key=lambda path: path.stat().st_mtime)
-
-
-def without_seeds(prompt):
-    """The prompt without the first seed, which the editor draws anew as soon as a graph is queued."""
-    return {
-        id: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name != "seed"}}
-        for id, node in prompt.items()
-    }
 
 
 WRONG = {
@@ -145,23 +108,19 @@ RIGHT = ("KandinskyVideoKeyframes", False, "keyframes"), ("KandinskyVideoDecodeV
 
 
 def test_wrong_links_are_refused_and_right_ones_made(address):
-    async def use():
-        found = {}
-        async with opened(address, "text-to-video-medium") as editor:
-            for case, (start, end) in WRONG.items():
-                before = await call(editor, LINK, end[0], end[2])
-                await editor.drag(await call(editor, SLOT, *start), await call(editor, SLOT, *end))
-                found[case] = before, await call(editor, LINK, end[0], end[2])
-                await editor.evaluate("document.activeElement.blur(), true")
-            start, end = RIGHT
-            before = await call(editor, LINK, end[0], end[2])
-            await editor.drag(await call(editor, SLOT, *start), await call(editor, SLOT, *end))
-            return found, (before, await call(editor, LINK, end[0], end[2]))
+    with opened(address, "text-to-video-medium") as editor:
 
-    found, right = asyncio.run(use())
-    for case, (before, after) in found.items():
-        assert before is not None and after == before, case
-    assert right == ("KandinskyVideoInterpolate", "KandinskyVideoKeyframes")
+        def link(start, end):
+            """What the input is linked to before and after."""
+            before = editor.page.evaluate(LINK, [end[0], end[2]])
+            editor.drag(editor.page.evaluate(SLOT, start), editor.page.evaluate(SLOT, end))
+            return before, editor.page.evaluate(LINK, [end[0], end[2]])
+
+        for case, (start, end) in WRONG.items():
+            before, after = link(start, end)
+            assert before is not None and after == before, case
+            editor.page.evaluate("document.activeElement.blur()")
+        assert link(*RIGHT) == ("KandinskyVideoInterpolate", "KandinskyVideoKeyframes")
 
 
 OFFERED = "[...document.querySelectorAll('[role=option]')].map(option => option.innerText.split('\\n')[0])"
@@ -169,16 +128,13 @@ OFFERED = "[...document.querySelectorAll('[role=option]')].map(option => option.
 
 def test_right_nodes_are_offered(server, address):
     """A link dropped where there is nothing brings the nodes that take it, and no other of the pack's."""
-
-    async def use():
-        async with opened(address, "text-to-video-medium") as editor:
-            await editor.evaluate("app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'search box')")
-            start = await call(editor, SLOT, "KandinskyVideoKeyframes", False, "keyframes")
-            await editor.drag(start, [700, 930])
-            await editor.wait_for(f"{OFFERED}.length > 3")
-            return await editor.evaluate(OFFERED)
-
-    offered = asyncio.run(use())
+    with opened(address, "text-to-video-medium") as editor:
+        editor.page.evaluate(SET, ["Comfy.LinkRelease.Action", "search box"])
+        start = editor.page.evaluate(SLOT, ["KandinskyVideoKeyframes", False, "keyframes"])
+        editor.drag(start, [700, 930])
+        editor.page.wait_for_function(f"{OFFERED}.length > 3")
+        editor.settle()
+        offered = editor.page.evaluate(OFFERED)
     for id, info in server.client.object_info().items():
         if id.startswith("KandinskyVideo"):
             inputs = [spec[0] for section in info["input"].values() for spec in section.values()]
@@ -201,54 +157,41 @@ def test_a_missing_file_is_offered_for_download(address, name):
                 node["widgets_values"][i] = part.file
                 expected[part.file] = PLACES[part.part].folder
 
-    async def use():
-        async with opened(address) as editor:
-            await editor.evaluate(f"app.loadGraphData({json.dumps(workflow)}), true")
-            await editor.click("[data-testid=error-overlay-see-errors]")
-            await editor.wait_for(f"{MISSING}.length > 0")
-            await asyncio.sleep(1)
-            return "\n".join(await editor.evaluate(MISSING))
-
-    # A number says in how many nodes a file is missing.
-    shown = [line for line in asyncio.run(use()).splitlines() if not line.isdecimal()]
+    with opened(address) as editor:
+        editor.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+        editor.page.click("[data-testid=error-overlay-see-errors]")
+        editor.page.wait_for_function(f"{MISSING}.length > 0")
+        editor.settle()
+        lines = "\n".join(editor.page.evaluate(MISSING)).splitlines()
+    shown = [line for line in lines if not line.isdecimal()]  # a number says in how many nodes a file is missing
     assert expected
     for file, folder in expected.items():
         row = shown[shown.index(file) :]
         assert row[1:3] == [folder, "Download"], shown
 
 
-BROWSER = "document.querySelector('[role=dialog]')"
-PICTURES = f"[...{BROWSER}.querySelectorAll('img')].filter(image => image.naturalWidth).map(image => image.alt)"
-# The list draws the cards that are in sight; the next come as it is scrolled.
-CARDS = f"[...{BROWSER}.querySelectorAll('.overflow-y-auto')].at(-1)"
-SCROLL = f"(list => [list.scrollTop, list.scrollTop += 400][0] < list.scrollHeight - list.clientHeight)({CARDS})"
+# The list draws what is in sight, so it is scrolled round and round. True once each card was seen with its picture.
+CARDS = """names => {
+    const seen = window.seen ??= new Set()
+    const dialog = document.querySelector('[role=dialog]')
+    for (const image of dialog.querySelectorAll('img'))
+        if (image.naturalWidth && dialog.innerText.includes(image.alt)) seen.add(image.alt)
+    const list = [...dialog.querySelectorAll('.overflow-y-auto')].at(-1)
+    const end = list.scrollTop >= list.scrollHeight - list.clientHeight - 1
+    list.scrollTop = end ? 0 : list.scrollTop + 400
+    return names.every(name => seen.has(name))
+}"""
 
 
-@pytest.mark.parametrize("language", ["en", "zh", "ru"])
-def test_the_template_browser_has_the_templates(address, language):
+@pytest.mark.slow
+def test_the_template_browser_has_the_templates(address):
     """Under their translated title, each with its picture."""
-    title = json.loads((templates.host.ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
-    title = title["templateWorkflows"]["category"][PACK]
-
-    async def use():
-        pictures = set()
-        async with opened(address, locale=language) as editor:
-            await editor.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates'), true")
-            item = (
-                f"[...{BROWSER}.querySelectorAll('nav span, aside span, span')].find(it => it.innerText == '{title}')"
-            )
-            await editor.wait_for(f"{BROWSER} != null && {item} != null")
-            await editor.evaluate(f"{item}.click(), true")
-            more = True
-            while more:
-                await asyncio.sleep(1)  # pictures are fetched
-                pictures.update(await editor.evaluate(PICTURES))
-                more = await editor.evaluate(SCROLL)
-            return pictures, await editor.evaluate(f"{BROWSER}.innerText")
-
-    pictures, text = asyncio.run(use())
-    assert {name for name in templates.names() if name not in text} == set()
-    assert pictures == set(templates.names())
+    titles = json.loads((templates.host.ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    with opened(address, locale="zh") as editor:
+        editor.page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+        dialog = editor.page.get_by_role("dialog")
+        dialog.get_by_text(titles["templateWorkflows"]["category"][PACK], exact=True).click()
+        editor.page.wait_for_function(CARDS, arg=templates.names(), polling=200)
 
 
 COLOURED = """Object.fromEntries(%s.map(type => [type, [
@@ -264,16 +207,11 @@ def test_sockets_have_their_colours(server, address):
         specs = [spec[0] for section in info["input"].values() for spec in section.values()]
         kinds |= {kind for spec in [*specs, *info["output"]] for kind in str(spec).split(",") if kind.startswith("KV_")}
     script = COLOURED % json.dumps(sorted(kinds))
-
-    async def use():
-        async with opened(address) as editor:
-            first = await editor.evaluate(script)
-            await editor.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
-            light = await editor.evaluate(script)
-            await editor.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
-            return first, light
-
-    first, light = asyncio.run(use())
+    with opened(address) as editor:
+        first = editor.page.evaluate(script)
+        editor.page.evaluate(SET, ["Comfy.ColorPalette", "light"])
+        light = editor.page.evaluate(script)
+        editor.page.evaluate(SET, ["Comfy.ColorPalette", "dark"])
     assert first == light
     assert all(len(set(colours)) == 1 and colours[0].startswith("#") for colours in first.values()), first
     assert len({colours[0] for colours in first.values()}) == len(kinds) >= 6

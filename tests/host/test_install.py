@@ -1,7 +1,6 @@
 """The pack as a person gets it, cloned or from the registry: it holds what it must, and runs as it comes."""
 
 import ast
-import asyncio
 import importlib.metadata
 import re
 import shutil
@@ -10,10 +9,10 @@ import sys
 
 import pytest
 
+from tests.support.browser import needs_browser, opened, run_by_the_button
 from tests.support.families import quick_cases
 from tests.support.workflow_runs import VIDEOS, check_video, quick, saved
 from tools.authoring import templates
-from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK, Server
 from tools.host import ROOT
 
@@ -171,19 +170,12 @@ def test_it_runs_as_it_comes(comfyui_host, tmp_path, source):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
+@needs_browser
 def test_cloned_opened_and_run_in_the_browser(comfyui_host, tmp_path):
     server = Installed(comfyui_host, tmp_path, device="cpu")
     server.files = tracked()
-
-    async def use(address):
-        async with Editor(address) as editor:
-            await editor.open(TEMPLATE, PACK)
-            await editor.evaluate("app.api.addEventListener('execution_success', () => { window.done = true }), true")
-            await editor.click("[data-testid=queue-button]")
-            await editor.wait_for("window.done === true", 300)
-
     with server:
-        asyncio.run(use(server.client.address))
+        with opened(server.client.address, TEMPLATE) as editor:
+            run_by_the_button(editor)
         [video] = server.output.rglob("*.mp4")
         check_video(video.read_bytes(), *VIDEOS[TEMPLATE])

@@ -6,7 +6,8 @@ from pathlib import Path
 import av
 import pytest
 
-from tools.comfy.server import PACK, Server, ServerError
+from tools.comfy.client import ServerError
+from tools.comfy.server import PACK, Server
 from tools.host import Host
 
 IMAGES = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 3, "color": 255}}

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tools.comfy.client import Client
 from tools.comfy.graphs import upstream
-from tools.comfy.server import Client, Server
+from tools.comfy.server import Server
 
 SEED = 7
 STEPS = 3

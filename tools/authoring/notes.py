@@ -12,6 +12,7 @@ import unicodedata
 
 from kv_core.files.published import PUBLISHED
 from tools import host
+from tools.comfy.graphs import Graph, Node
 
 NOTES = host.ROOT / "workflows" / "notes"
 TRANSLATIONS = "kandinsky_video_note"  # the property of a note by which web/kandinsky_video.js knows it
@@ -34,7 +35,7 @@ PUBLISHED_SIZE = {
 }
 
 
-def write(name: str, graph: dict, last_id: int) -> dict:
+def write(name: str, graph: Graph, last_id: int) -> dict[str, Node]:
     """The template's two notes as nodes of the editor, whose ids follow `last_id`, by their titles."""
     languages = sorted(folder.name for folder in NOTES.iterdir())
     about = {language: read(language, name) for language in languages}
@@ -46,7 +47,7 @@ def read(language: str, name: str) -> str:
     return (NOTES / language / f"{name}.md").read_text(encoding="utf-8").strip()
 
 
-def published(language: str, graph: dict) -> str:
+def published(language: str, graph: Graph) -> str:
     """What to change in this graph for the published weights at 512x512."""
     files, sizes = [], []
     for node in graph.values():
@@ -59,7 +60,7 @@ def published(language: str, graph: dict) -> str:
     return read(language, "published weights").format(files="\n".join(files), sizes="\n".join(sizes))
 
 
-def title_in(language: str, node: dict) -> str:
+def title_in(language: str, node: Node) -> str:
     """The title of a node as the editor shows it: the template's own, or the node's name in this language."""
     words, english = (
         json.loads((host.ROOT / "locales" / name / "nodeDefs.json").read_text(encoding="utf-8"))[node["class_type"]]
@@ -69,7 +70,7 @@ def title_in(language: str, node: dict) -> str:
     return words["display_name"] if title == english["display_name"] else title
 
 
-def note(number: int, title: str, texts: dict[str, str]) -> dict:
+def note(number: int, title: str, texts: dict[str, str]) -> Node:
     """texts: language -> Markdown."""
     translations = {language: text for language, text in texts.items() if language != "en"}
     return {
@@ -90,7 +91,7 @@ def note(number: int, title: str, texts: dict[str, str]) -> dict:
     }
 
 
-def lines(node: dict, characters: int) -> float:
+def lines(node: Node, characters: int) -> float:
     """How many lines its longest text fills at so many characters a line; an empty line is lower."""
     texts = [*node["widgets_values"], *node["properties"][TRANSLATIONS].values()]
     return max(sum(max(-(-columns(line) // characters), 0.6) for line in text.splitlines()) for text in texts)

@@ -1,18 +1,20 @@
 """Take a picture of every template in the editor, after it ran: `python tools/authoring/screenshot.py [names]`.
 
 Writes workflows/<name>.jpg, which the template browser shows: what the graph made, and under it the graph; and
-docs/graph.jpg for the README. Needs Chromium; runs in ComfyUI's Python, which `python3 tools/host.py` prints.
+docs/graph.jpg for the README. Needs Chromium and Playwright; runs in ComfyUI's Python, which `python3 tools/host.py`
+prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import itertools
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
@@ -21,10 +23,14 @@ from PIL import Image  # noqa: E402
 
 from tools import host  # noqa: E402
 from tools.authoring import templates  # noqa: E402
+from tools.comfy.client import Client  # noqa: E402
 from tools.comfy.editor import Editor  # noqa: E402
-from tools.comfy.server import PACK, Client, Server  # noqa: E402
+from tools.comfy.server import PACK, Server  # noqa: E402
+
+T = TypeVar("T")
 
 MARGIN = 40  # around the graph, in the editor's pixels
+MENU = 60  # over the graph stands the button that ends the focus mode
 GAP = 12  # between the pictures that it made
 MADE_HEIGHT, ROW_HEIGHT = 0.35, 0.45  # of theirs together, and of one row at most, as a part of the width
 TEMPLATE = {"width": 1200, "bytes": 150_000}
@@ -41,35 +47,45 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         server = templates.new_server(options.comfyui, Path(work))
         with server:
-            asyncio.run(take(server, options.names or templates.names(), not options.as_opened))
+            take(server, options.names or templates.names(), not options.as_opened)
     return 0
 
 
-async def take(server: Server, names: list[str], run: bool) -> None:
+def take(server: Server, names: list[str], run: bool) -> None:
     for name in names:
         with host.step(name):
-            picture = await photograph(server.client.address, name, run)
+            picture = photograph(server.client.address, name, run)
             card = above(made(server.client), picture) if run else picture
         write(card, templates.path(name).with_suffix(".jpg"), **TEMPLATE)
         if name == README_NAME:
             write(picture, host.ROOT / "docs/graph.jpg", **README)
 
 
-async def photograph(address: str, name: str, run: bool) -> Image.Image:
-    """The whole graph and nothing else, one pixel of the picture for one of the graph."""
-    async with Editor(address) as editor:
-        await editor.open(name, PACK)
-        await editor.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+def photograph(address: str, name: str, run: bool) -> Image.Image:
+    """The whole graph and nothing else."""
+    with Editor(address) as editor:
+        editor.open(name, PACK)
+        editor.page.evaluate(FOCUS)
         if run:
-            await run_graph(editor)
-        left, top, right, bottom = await editor.evaluate(BOUNDS)
-        width, height = (round(side) + 2 * MARGIN for side in (right - left, bottom - top))
-        await editor.resize(width, height)
-        await asyncio.sleep(1)
-        await editor.evaluate(f"({PLACE})({MARGIN - left}, {MARGIN - top})")
-        await asyncio.sleep(2)
-        return Image.open(io.BytesIO(await editor.screenshot())).convert("RGB")
+            editor.page.evaluate(RUN)
+        return picture_of(editor, editor.page.evaluate(BOUNDS), MARGIN)
 
+
+def picture_of(editor: Editor, bounds: Sequence[float], margin: int) -> Image.Image:
+    """A part of a graph without menus, one pixel of the picture for one of the graph.
+
+    bounds: left, top, right and bottom in the graph; the margin is added on all sides.
+    """
+    left, top, right, bottom = bounds
+    width, height = (round(side) + 2 * margin for side in (right - left, bottom - top))
+    editor.page.set_viewport_size({"width": width, "height": height + MENU})
+    editor.page.wait_for_function("app.canvas.canvas.width == innerWidth && app.canvas.canvas.height == innerHeight")
+    editor.page.evaluate(PLACE, [margin - left, margin + MENU - top])
+    picture = Image.open(io.BytesIO(editor.settle())).convert("RGB")
+    return picture.crop((0, MENU, width, height + MENU))
+
+
+FOCUS = "app.extensionManager.command.execute('Workspace.ToggleFocusMode')"
 
 BOUNDS = """(() => {
     const items = [...app.rootGraph.nodes, ...app.rootGraph.groups].map(item => item.boundingRect ?? item._bounding)
@@ -78,9 +94,9 @@ BOUNDS = """(() => {
     return [least(0), least(1), most(0), most(1)]
 })()"""
 
-PLACE = """(x, y) => {
+PLACE = """offset => {
     app.canvas.ds.scale = 1
-    app.canvas.ds.offset = [x, y]
+    app.canvas.ds.offset = offset
     app.canvas.setDirty(true, true)
 }"""
 
@@ -89,12 +105,6 @@ RUN = """new Promise((resolve, reject) => {
     app.api.addEventListener('execution_error', event => reject(new Error(event.detail.exception_message)))
     app.queuePrompt(0)
 })"""
-
-
-async def run_graph(editor: Editor) -> None:
-    await editor.evaluate(f"window.finished = false, {RUN}.then(() => window.finished = true), true")
-    await editor.wait_for("window.finished", 900)
-    await asyncio.sleep(3)  # pictures and videos are fetched
 
 
 def made(client: Client) -> list[Image.Image]:
@@ -109,7 +119,7 @@ def made(client: Client) -> list[Image.Image]:
         return some_of([frame.to_image() for frame in clip.decode(video=0)])
 
 
-def some_of(items: list, count: int = 4) -> list:
+def some_of(items: list[T], count: int = 4) -> list[T]:
     """At most `count` of them, from the first to the last."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
 
@@ -133,8 +143,8 @@ def in_rows(pictures: list[Image.Image], count: int, width: int) -> list[list[Im
     """Rows at most as wide as that, each with its pictures at one height."""
     size = -(-len(pictures) // count)
     rows = [pictures[i : i + size] for i in range(0, len(pictures), size)]
-    heights = [(width - GAP * (len(row) - 1)) / sum(each.width / each.height for each in row) for row in rows]
-    heights = [int(min(height, ROW_HEIGHT * width)) for height in heights]
+    fitting = [(width - GAP * (len(row) - 1)) / sum(each.width / each.height for each in row) for row in rows]
+    heights = [int(min(height, ROW_HEIGHT * width)) for height in fitting]
     return [
         [each.resize((height * each.width // each.height, height)) for each in row]
         for row, height in zip(rows, heights)

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import copy
 import uuid
+from typing import Any
 
 from tools import host
+from tools.comfy.graphs import Node
+
+Workflow = dict[str, Any]  # in the editor's format
+Link = list[Any]  # number, node and slot at its start, node and slot at its end, type
 
 TEMPLATE = "all-in-one"
 NAME = "Kandinsky Video"
@@ -31,7 +36,7 @@ NODE_SIZE, SAVE_SIZE, NOTE_WIDTH, GAP = [400, 300], [400, 510], 330, 60
 ROW, END_WIDTH, TITLE, EDGE, GROUP_TITLE = 20, 160, 30, 20, 50
 
 
-def fold(workflow: dict, ids: dict[str, int]) -> dict:
+def fold(workflow: Workflow, ids: dict[str, int]) -> Workflow:
     """The template with all but the nodes OUTSIDE and the notes in one node; ids: key -> number of a node."""
     workflow = copy.deepcopy(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -40,10 +45,11 @@ def fold(workflow: dict, ids: dict[str, int]) -> dict:
     inside = [node for node in workflow["nodes"] if node not in outside and node not in notes]
     for node in inside:  # one seed for all, which the node outside counts up
         node["widgets_values"] = ["fixed" if value == "randomize" else value for value in node["widgets_values"]]
-    inner, outer = [], []
+    inner: list[Link] = []
+    outer: list[Link] = []
     for link in workflow["links"]:
         (inner if nodes[link[3]] in inside else outer).append(link)
-    subgraph = definition(inside, inner, outer, workflow["groups"], ids)
+    subgraph = definition(inside, inner, workflow["groups"], ids)
     single = node_of(subgraph, workflow["last_node_id"] + 1, nodes, ids)
     for number, link in enumerate(outer, 1):
         target = nodes[link[3]]["inputs"][link[4]]
@@ -61,7 +67,7 @@ def fold(workflow: dict, ids: dict[str, int]) -> dict:
     }
 
 
-def definition(inside: list, links: list, outer: list, groups: list, ids: dict) -> dict:
+def definition(inside: list[Node], links: list[Link], groups: list[dict[str, Any]], ids: dict[str, int]) -> Workflow:
     """The subgraph; its inputs and outputs are linked to the numbers ENTRY and EXIT."""
     nodes = {node["id"]: node for node in inside}
     keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -108,7 +114,7 @@ def definition(inside: list, links: list, outer: list, groups: list, ids: dict) 
     }
 
 
-def node_of(subgraph: dict, number: int, nodes: dict, ids: dict) -> dict:
+def node_of(subgraph: Workflow, number: int, nodes: dict[int, Node], ids: dict[str, int]) -> Node:
     """The node that stands for a subgraph, with the values of what it shows."""
     inputs = []
     for given in subgraph["inputs"]:
@@ -133,7 +139,7 @@ def node_of(subgraph: dict, number: int, nodes: dict, ids: dict) -> dict:
     }
 
 
-def blueprint(workflow: dict) -> dict:
+def blueprint(workflow: Workflow) -> Workflow:
     """The subgraph of a folded template by itself, as the editor keeps those it offers."""
     single = copy.deepcopy(workflow["nodes"][0])
     single["outputs"][0]["links"] = []
@@ -149,7 +155,7 @@ def blueprint(workflow: dict) -> dict:
     }
 
 
-def arrange(single: dict, outside: list, notes: list) -> None:
+def arrange(single: Node, outside: list[Node], notes: list[Node]) -> None:
     """The one node, what it feeds to its right, and the notes to its left."""
     x = 0
     for note in notes:
@@ -160,7 +166,7 @@ def arrange(single: dict, outside: list, notes: list) -> None:
         x += size[0] + GAP
 
 
-def frame(nodes: list) -> dict:
+def frame(nodes: list[Node]) -> dict[str, Any]:
     """A titled frame around nodes side by side."""
     left, right = nodes[0]["pos"][0], nodes[-1]["pos"][0] + nodes[-1]["size"][0]
     top, height = nodes[0]["pos"][1] - TITLE - GROUP_TITLE, max(node["size"][1] for node in nodes)
@@ -175,7 +181,7 @@ def frame(nodes: list) -> dict:
     }
 
 
-def inside_of(node: dict, group: dict) -> bool:
+def inside_of(node: Node, group: dict[str, Any]) -> bool:
     x, y, width, height = group["bounding"]
     return x <= node["pos"][0] <= x + width and y <= node["pos"][1] <= y + height
 
@@ -183,9 +189,3 @@ def inside_of(node: dict, group: dict) -> bool:
 def identity(name: str) -> str:
     """The same number for the same name, so that the files stay the same from one build to the next."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"kandinsky-video/{name}"))
-
-
-def flat_ids(workflow: dict, ids: dict[str, int]) -> dict[str, str]:
-    """Key -> the id that a node has in the prompt that the editor queues."""
-    within = {node["id"]: workflow["nodes"][0]["id"] for node in workflow["definitions"]["subgraphs"][0]["nodes"]}
-    return {key: f"{within[id]}:{id}" if id in within else str(id) for key, id in ids.items()}

@@ -14,16 +14,21 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
 from tools import host  # noqa: E402
 from tools.authoring import notes, subgraphs  # noqa: E402
+from tools.authoring.subgraphs import Link, Workflow  # noqa: E402
+from tools.comfy.graphs import Graph, Node  # noqa: E402
 from tools.comfy.server import Server  # noqa: E402
 from tools.download.places import PLACES  # noqa: E402
 
 WORKFLOWS = host.ROOT / "workflows"
+Cell = tuple[str, str, int]  # a node's key, its group and its column
 
 # What a widget can hold; inputs of every other type are slots.
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
@@ -93,11 +98,11 @@ def path(name: str) -> Path:
     return WORKFLOWS / f"{name}.json"
 
 
-def api_graph(name: str) -> dict:
+def api_graph(name: str) -> Graph:
     return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def to_text(workflow: dict) -> str:
+def to_text(workflow: Workflow) -> str:
     """JSON with one line a node, a link or a group, so that changes can be read."""
     lines = []
     for key, value in workflow.items():
@@ -106,14 +111,14 @@ def to_text(workflow: dict) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _line(value) -> str:
+def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
 # The graph
 
 
-def build(name: str, object_info: dict) -> dict:
+def build(name: str, object_info: dict[str, Any]) -> Workflow:
     """The template in the editor's format 0.4."""
     graph = api_graph(name)
     ids = {key: number for number, key in enumerate(graph, 1)}
@@ -137,7 +142,7 @@ def build(name: str, object_info: dict) -> dict:
     return subgraphs.fold(workflow, ids) if name == subgraphs.TEMPLATE else workflow
 
 
-def editor_node(number: int, node: dict, info: dict) -> dict:
+def editor_node(number: int, node: Node, info: dict[str, Any]) -> Node:
     """A node without its place and its links."""
     slots, widgets, values = [], [], []
     for name, spec, optional in flat_inputs(info["input"], node["inputs"]):
@@ -172,7 +177,7 @@ def editor_node(number: int, node: dict, info: dict) -> dict:
     }
 
 
-def links_to_models(values: list) -> dict:
+def links_to_models(values: list[Any]) -> dict[str, Any]:
     """The property that tells the editor where the published files in the place of the tiny ones are.
 
     It offers a file only where the node's list is set to that name and lacks it, so never as the template opens.
@@ -182,7 +187,9 @@ def links_to_models(values: list) -> dict:
     return {"models": files} if files else {}
 
 
-def flat_inputs(inputs: dict, values: dict, prefix: str = ""):
+def flat_inputs(
+    inputs: dict[str, Any], values: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, list[Any], bool]]:
     """(name, spec, is optional) of every input; those that the choice in a dynamic list brings follow that list.
 
     Of an input that grows there are as many as `values` has.
@@ -199,14 +206,14 @@ def flat_inputs(inputs: dict, values: dict, prefix: str = ""):
                 yield from flat_inputs(chosen["inputs"], values, f"{prefix}{name}.")
 
 
-def spec_of(spec: list) -> tuple[str, dict]:
+def spec_of(spec: list[Any]) -> tuple[str, dict[str, Any]]:
     """Type and options; older nodes write a list's choices in the place of its type."""
     return ("COMBO" if isinstance(spec[0], list) else spec[0]), (spec[1] if len(spec) > 1 else {})
 
 
-def connect(graph: dict, nodes: dict, ids: dict) -> list[list]:
+def connect(graph: Graph, nodes: dict[str, Node], ids: dict[str, int]) -> list[Link]:
     """The table of links, which the slots at both ends refer to."""
-    links = []
+    links: list[Link] = []
     for key, node in nodes.items():
         for index, slot in enumerate(node["inputs"]):
             source = graph[key]["inputs"].get(slot["name"])
@@ -221,18 +228,18 @@ def connect(graph: dict, nodes: dict, ids: dict) -> list[list]:
 # The picture
 
 
-def lay_out(nodes: dict, cells: list[tuple]) -> None:
+def lay_out(nodes: dict[str, Node], cells: list[Cell]) -> None:
     """Give every node its size and its place.
 
     cells: (key, group, column) in order. A group's nodes stand below each other in each of its columns, and the group
     below all that stands in these columns already.
     """
-    widths = defaultdict(int)
+    widths: dict[int, int] = defaultdict(int)
     for key, _, column in cells:
         widths[column] = max(widths[column], WIDTH + EXTRA_WIDTH.get(nodes[key]["type"], 0))
-    bottoms = defaultdict(int)
-    for _, members in itertools.groupby(cells, lambda cell: cell[1]):
-        members = list(members)
+    bottoms: dict[int, int] = defaultdict(int)
+    for _, group in itertools.groupby(cells, lambda cell: cell[1]):
+        members = list(group)
         top = max(bottoms[column] for _, _, column in members)
         places = dict.fromkeys((column for _, _, column in members), top + GROUP_TITLE)
         for key, _, column in members:
@@ -243,14 +250,14 @@ def lay_out(nodes: dict, cells: list[tuple]) -> None:
         bottoms |= dict.fromkeys(places, max(places.values()) - NODE_GAP + GROUP_EDGE + GROUP_GAP)
 
 
-def cells(graph: dict) -> list[tuple]:
+def cells(graph: Graph) -> list[Cell]:
     """(key, group, column) of every node, and of the notes: one to the right of the prompt, one below the models."""
     found = [(key, node["_meta"]["group"], node["_meta"]["column"]) for key, node in graph.items()]
     after = max(index for index, cell in enumerate(found) if cell[1] == "Text") + 1
     return [*found[:after], (notes.ABOUT, notes.ABOUT, 2), *found[after:], (notes.WEIGHTS, notes.WEIGHTS, 0)]
 
 
-def height(node: dict) -> int:
+def height(node: Node) -> int:
     """What the editor gives a node under its title, and more where it shows text or pictures."""
     if node["type"] == "MarkdownNote":
         return round(notes.lines(node, NOTE_CHARACTERS) * NOTE_LINE + 40)
@@ -260,9 +267,9 @@ def height(node: dict) -> int:
     return rows + (widgets * WIDGET + 8 if widgets else 0) + EXTRA_HEIGHT.get(node["type"], 0)
 
 
-def groups(graph: dict, nodes: dict) -> list[dict]:
+def groups(graph: Graph, nodes: dict[str, Node]) -> list[dict[str, Any]]:
     """A titled frame around the nodes of each group."""
-    members = {}
+    members: dict[str, list[Node]] = {}
     for key, node in graph.items():
         members.setdefault(node["_meta"]["group"], []).append(nodes[key])
     return [
@@ -271,7 +278,7 @@ def groups(graph: dict, nodes: dict) -> list[dict]:
     ]
 
 
-def frame(nodes: list[dict]) -> list[int]:
+def frame(nodes: list[Node]) -> list[int]:
     """[x, y, width, height] around nodes with their titles, with room for the group's own title."""
     left = min(node["pos"][0] for node in nodes) - GROUP_EDGE
     top = min(node["pos"][1] for node in nodes) - TITLE - GROUP_TITLE

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
@@ -33,12 +34,12 @@ def main() -> int:
     return 0
 
 
-def english(object_info: dict) -> dict:
+def english(object_info: dict[str, Any]) -> dict[str, Any]:
     """Node id -> its words, under the keys by which the editor looks them up in nodeDefs.json."""
     return {id: node_words(info) for id, info in object_info.items() if id.startswith(PACK_NODES)}
 
 
-def node_words(info: dict) -> dict:
+def node_words(info: dict[str, Any]) -> dict[str, Any]:
     inputs = {name: spec[1] for name, spec, _ in templates.flat_inputs(info["input"], {})}
     outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
     return {

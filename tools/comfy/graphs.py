@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tools.host import ROOT
+
+Node = dict[str, Any]
+Graph = dict[str, Node]
 
 FIRST_FRAME = "KandinskyVideoFirstFrame"
 KEYFRAMES = "KandinskyVideoKeyframes"
@@ -13,13 +17,13 @@ ENCODE_IMAGE = "KandinskyVideoEncodeImage"
 SAMPLERS = (FIRST_FRAME, KEYFRAMES, INTERPOLATE)
 
 
-def load(fps: str) -> dict:
+def load(fps: str) -> Graph:
     """The text-to-video workflow of a frame rate: low, medium or high."""
     path = ROOT / "workflows/api" / f"text-to-video-{fps}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def edit(graph: dict, settings: dict, picture: str | None = None) -> dict:
+def edit(graph: Graph, settings: dict[str, Any], picture: str | None = None) -> Graph:
     """The graph with the demo's settings in it; a text, motion or seed that is None leaves what is there.
 
     settings: prompt, negative, motion, seed, steps, and width and height of the video in pixels. picture: the name of
@@ -42,17 +46,17 @@ def edit(graph: dict, settings: dict, picture: str | None = None) -> dict:
     return graph
 
 
-def nodes(graph: dict, *class_types: str) -> list[dict]:
+def nodes(graph: Graph, *class_types: str) -> list[Node]:
     return [node for node in graph.values() if node["class_type"] in class_types]
 
 
-def write(graph: dict, name: str, value: int | str | list | None, *class_types: str) -> None:
+def write(graph: Graph, name: str, value: int | str | list[Any] | None, *class_types: str) -> None:
     if value is not None:
         for node in nodes(graph, *class_types):
             node["inputs"][name] = value
 
 
-def begin_with_picture(graph: dict, picture: str) -> None:
+def begin_with_picture(graph: Graph, picture: str) -> None:
     graph["picture"] = {"class_type": "LoadImage", "inputs": {"image": picture}, "_meta": {"title": "Load Image"}}
     write(graph, "image", ["picture", 0], ENCODE_IMAGE)
     needed = upstream(graph, [id for id, node in graph.items() if node["class_type"] == "SaveVideo"])
@@ -60,7 +64,7 @@ def begin_with_picture(graph: dict, picture: str) -> None:
         del graph[id]
 
 
-def upstream(graph: dict, ids: list[str]) -> set[str]:
+def upstream(graph: Graph, ids: list[str]) -> set[str]:
     """These nodes and all that they depend on."""
     found = set()
     while ids:
@@ -71,7 +75,7 @@ def upstream(graph: dict, ids: list[str]) -> set[str]:
     return found
 
 
-def add_negative(graph: dict, text: str) -> None:
+def add_negative(graph: Graph, text: str) -> None:
     """Give every sampler a negative prompt, encoded as its positive one is."""
     for sampler in nodes(graph, *SAMPLERS):
         positive = sampler["inputs"]["positive"][0]
@@ -85,6 +89,6 @@ def add_negative(graph: dict, text: str) -> None:
         sampler["inputs"]["negative"] = [negative, 0]
 
 
-def title(graph: dict, id: str) -> str:
+def title(graph: Graph, id: str) -> str:
     node = graph[id]
     return node.get("_meta", {}).get("title", node["class_type"])

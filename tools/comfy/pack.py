@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tools.host import ROOT
 
@@ -33,10 +34,10 @@ def load(comfyui: Path, base_directory: Path) -> ModuleType:
     return module
 
 
-def nodes(pack: ModuleType) -> dict[str, type]:
+def nodes(pack: ModuleType) -> dict[str, type[Any]]:
     """Node id -> node class, as the pack's entry point lists them."""
 
-    async def listed():
+    async def listed() -> list[type[Any]]:
         extension = await pack.comfy_entrypoint()
         await extension.on_load()
         return await extension.get_node_list()

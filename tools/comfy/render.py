@@ -15,13 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from tools import host
 from tools.comfy import graphs
-from tools.comfy.server import Server, ServerError
+from tools.comfy.client import ServerError
+from tools.comfy.server import Server
 
 
 class Progress:
     """Prints a line for every node that ran, with a bar while it runs."""
 
-    def __init__(self, graph: dict):
+    def __init__(self, graph: graphs.Graph):
         self.graph = graph
         self.started: dict[str, float] = {}
         self.done: set[str] = set()
@@ -68,7 +69,7 @@ def describe(path: Path) -> str:
     return f"{frames} frames of {width}x{height}, {rate:.2f} a second, {frames / rate:.1f} s"
 
 
-def make_clip(server: Server, settings: dict) -> Path:
+def make_clip(server: Server, settings: dict[str, Any]) -> Path:
     """Run the workflow that the options ask for; returns the clip's path. Raises HostError."""
     picture = None
     if settings["image"]:

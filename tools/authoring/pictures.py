@@ -1,29 +1,24 @@
-"""Take the pictures of the help pages, every node in every language: `python tools/authoring/help_pictures.py [ids]`.
+"""Take the pictures of the help pages, one of every node: `python tools/authoring/pictures.py [ids]`.
 
-Writes web/docs/images/<language>/<node id>.jpg: the node as it stands in a template, whole, between the nodes it is
-linked to. Needs Chromium and a font for every language; runs in ComfyUI's Python, which `python3 tools/host.py`
-prints.
+Writes web/docs/images/<node id>.jpg: the node as it stands in a template, whole, between the nodes it is linked to.
+Needs Chromium and Playwright; runs in ComfyUI's Python, which `python3 tools/host.py` prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
 
-from PIL import Image  # noqa: E402
-
 from tools import host  # noqa: E402
-from tools.authoring import templates
-from tools.authoring import words as locales  # noqa: E402
-from tools.authoring.screenshot import PLACE, write  # noqa: E402
+from tools.authoring import templates  # noqa: E402
+from tools.authoring.screenshot import FOCUS, picture_of, write  # noqa: E402
+from tools.authoring.words import PACK_NODES  # noqa: E402
 from tools.comfy.editor import Editor  # noqa: E402
-from tools.comfy.server import PACK, Server  # noqa: E402
+from tools.comfy.server import PACK  # noqa: E402
 
 IMAGES = host.ROOT / "web" / "docs" / "images"
 # The first one that has a node shows it.
@@ -43,61 +38,49 @@ TEMPLATES = (
     "extend-clip",
 )
 MARGIN = 16
-MENU = 60  # over the graph stands the button that ends the focus mode
 BYTES = 40_000
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Takes a picture of each node in the editor, in each language.")
+    parser = argparse.ArgumentParser(description="Takes a picture of each node in the editor.")
     parser.add_argument("ids", nargs="*", help="the nodes' ids (default: all)")
     host.add_option(parser)
     options = parser.parse_args()
+    IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work, templates.new_server(options.comfyui, Path(work)) as server:
-        for language in locales.LANGUAGES:
-            with host.step(language):
-                asyncio.run(take(server, language, options.ids))
+        with Editor(server.client.address) as editor:
+            for template, ids in shown_by().items():
+                if wanted := [id for id in ids if id in options.ids or not options.ids]:
+                    with host.step(template):
+                        take(editor, template, wanted)
     return 0
 
 
-async def take(server: Server, language: str, ids: list[str]) -> None:
-    folder = IMAGES / language
-    folder.mkdir(parents=True, exist_ok=True)
-    async with Editor(server.client.address, locale=language) as editor:
-        for template, shown in shown_by().items():
-            await editor.open(template, PACK)
-            await editor.evaluate(UNFOLD)
-            await editor.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-            await editor.evaluate("window.template = app.rootGraph.serialize(), true")
-            for id in shown:
-                if not ids or id in ids:
-                    picture = await photograph(editor, id)
-                    write(picture, folder / f"{id}.jpg", picture.width, BYTES)
-            await editor.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+def take(editor: Editor, template: str, ids: list[str]) -> None:
+    """The pictures of these nodes, as they stand in the template."""
+    editor.open(template, PACK)
+    editor.page.evaluate(UNFOLD)
+    editor.page.evaluate(FOCUS)
+    editor.page.evaluate("() => { window.template = app.rootGraph.serialize() }")
+    for id in ids:
+        picture = picture_of(editor, editor.page.evaluate(ISOLATE, id), MARGIN)
+        write(picture, IMAGES / f"{id}.jpg", picture.width, BYTES)
 
 
 def shown_by() -> dict[str, list[str]]:
     """Template -> the ids of the pack's nodes whose picture it gives."""
-    found, seen = {}, set()
+    found: dict[str, list[str]] = {}
+    seen: set[str] = set()
     for name in TEMPLATES:
         kinds = dict.fromkeys(node["class_type"] for node in templates.api_graph(name).values())
-        found[name] = [kind for kind in kinds if kind.startswith(locales.PACK_NODES) and kind not in seen]
+        found[name] = [kind for kind in kinds if kind.startswith(PACK_NODES) and kind not in seen]
         seen.update(found[name])
     return found
 
 
-async def photograph(editor: Editor, id: str) -> Image.Image:
-    width, height = (round(side) + 2 * MARGIN for side in await editor.evaluate(f"({ISOLATE})('{id}')"))
-    await editor.resize(width, height + MENU)
-    await asyncio.sleep(0.5)
-    await editor.evaluate(f"({PLACE})({MARGIN}, {MARGIN + MENU})")
-    await asyncio.sleep(1)
-    picture = Image.open(io.BytesIO(await editor.screenshot())).convert("RGB")
-    return picture.crop((0, MENU, width, height + MENU))
-
-
 # What a subgraph hides stands in its place.
 UNFOLD = """app.rootGraph.nodes.filter(node => node.isSubgraphNode?.())
-    .forEach(node => app.rootGraph.unpackSubgraph(node)), true"""
+    .forEach(node => app.rootGraph.unpackSubgraph(node))"""
 
 # Leaves one node of the template, and the nodes it is linked to with nothing but those links; lays them out anew.
 ISOLATE = """async id => {
@@ -113,7 +96,6 @@ ISOLATE = """async id => {
     for (const link of [...graph.links.values()])
         if (link.origin_id != node.id && link.target_id != node.id) graph.removeLink(link.id)
     for (const item of kept) item.title = item.constructor.title
-    LiteGraph.NODE_FONT = 'Inter, sans-serif'  // letters that the editor's font lacks would get serifs
     // The help is shown in a narrow column: wide pictures become small there.
     node.size = [Math.max(node.computeSize()[0] + 30, sources.length && targets.length ? 250 : 330), node.size[1]]
     for (const item of [...sources, ...targets]) {
@@ -141,7 +123,7 @@ ISOLATE = """async id => {
         }
         x += width + gap
     }
-    return [x - gap, highest]
+    return [0, 0, x - gap, highest]
 }"""
 
 
