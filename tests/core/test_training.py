@@ -395,9 +395,8 @@ def test_all_stages_run_resume_and_write_files_the_loaders_take(tmp_path):
     assert f"Next: python -m evaluation.report --work {work} --models {out}" in whole.stdout
     assert {open_checkpoint(path).part for path in out.rglob("*.safetensors")} == set(PARTS)
     # The encoder was settled by the first stage; the later ones leave it alone.
-    image, video = (
-        open_checkpoint(out / "vae/kv-tiny" / f"{name}.safetensors").state_dict() for name in ("movq", "video_movq")
-    )
+    files = (out / "vae/kv-tiny" / f"{name}.safetensors" for name in ("movq", "video_movq"))
+    image, video = (open_checkpoint(file).state_dict() for file in files)
     assert all(torch.equal(value, video[name]) for name, value in image.items() if name.startswith("encoder."))
 
 
