@@ -98,11 +98,11 @@ WRONG = {
         "Interpolate Frames needs the interpolation U-Net",
         "Load U-Net",
     ),
-    "guidance": ({"first_frame": {"guidance": math.nan}}, "Sample First Frame needs finite guidance, but got nan"),
-    "text guidance": ({"keyframes": {"text_guidance": math.nan}}, "Sample Keyframes needs finite", "got nan, 2.0"),
-    "interpolation guidance": ({"video": {"guidance": math.nan}}, "Interpolate Frames needs finite", "got nan"),
-    "a width between the steps": ({"first_frame": {"width": 100}}, "multiples of 64 pixels, but got 100x128"),
-    "a height between the steps": ({"encoded": {"height": 72}}, "multiples of 64 pixels, but got 64x72"),
+    "guidance": ({"first_frame": {"guidance": math.nan}}, "guidance is nan, expected a number from 0 to 30"),
+    "text guidance": ({"keyframes": {"text_guidance": math.nan}}, "text_guidance is nan, expected a number"),
+    "interpolation guidance": ({"video": {"guidance": math.nan}}, "guidance is nan, expected a number"),
+    "a width between the steps": ({"first_frame": {"width": 100}}, "The size is 100x128, expected multiples of 64 pixels"),
+    "a height between the steps": ({"encoded": {"height": 72}}, "The size is 64x72, expected multiples of 64 pixels"),
 }
 
 
@@ -304,4 +304,4 @@ def test_sizes_of_images(server, run_graph, size):
 def test_several_images(server, complaint):
     ramp().save(server.input / "two.gif", save_all=True, append_images=[ramp().rotate(180)])
     graph = chain("keyframes.file", more={"picture": node("LoadImage", image="two.gif")})
-    assert_sentence(complaint(graph), "takes one picture, but got 2", "ImageFromBatch")
+    assert_sentence(complaint(graph), "takes one image, but got 2", "ImageFromBatch")

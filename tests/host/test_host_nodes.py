@@ -115,7 +115,7 @@ def test_torch_compile(adapters, stages, keyframe_model, interpolation_model, mo
     from torch._dynamo.utils import counters
 
     # The attention of GPUs; the CPU's own asks the system for its free memory, which no compiler can look into.
-    monkeypatch.setattr(adapters.model, "optimized_attention", attention_pytorch)
+    monkeypatch.setattr(adapters.weights, "optimized_attention", attention_pytorch)
     model = interpolation_model if stage == "interpolation" else keyframe_model
     sample = getattr(stages, stage)
     plain = sample(model, steps=2)

@@ -41,6 +41,7 @@ HOST = {
     "comfy",
     "comfy_api",
     "comfy_execution",
+    "server",
     "comfyui_version",
     "folder_paths",
     "latent_preview",
@@ -76,7 +77,7 @@ def test_the_archive_holds_what_it_must():
     }
     needed |= {f"workflows/{name}.{suffix}" for name in templates.names() for suffix in ("json", "jpg")}
     needed |= {"tools/get_weights.py", "README.md", "LICENSE", "requirements.txt", "pyproject.toml", "__init__.py"}
-    assert needed - files == {"locales/README.md"}
+    assert needed <= files
 
 
 def test_the_archive_holds_nothing_else():
@@ -85,19 +86,21 @@ def test_the_archive_holds_nothing_else():
     assert not [name for name in files if re.search(r"golden|manifest|^tests|^training|^docs|\.github|\.ci", name)]
     assert sum((ROOT / name).stat().st_size for name in files) < MEGABYTES * 1e6  # measured: 22.8 MB, 19.6 zipped
     tools = {name for name in files if name.startswith("tools/")}
-    assert {f"tools/{module}.py" for module in imported("tools/get_weights.py")} | {"tools/__init__.py"} == tools
+    assert needed_by("tools/get_weights.py") | {"tools/__init__.py", "tools/download/__init__.py"} == tools
 
 
-def imported(file):
-    """The modules of tools/ that a file needs, with itself."""
+def needed_by(file):
+    """The file and those of tools/ that it needs, by their imports or as a module to run."""
     found, waiting = set(), [file]
     while waiting:
         name = waiting.pop()
-        found.add(name.removeprefix("tools/").removesuffix(".py"))
+        found.add(name)
         text = (ROOT / name).read_text(encoding="utf-8")
-        modules = re.findall(r"^ *from tools import (.+)$", text, re.M) + re.findall(r"tools[./](\w+)", text)
-        names = {part.strip().split(" ")[0] for each in modules for part in each.split(",")}
-        waiting += [f"tools/{each}.py" for each in names - found if (ROOT / "tools" / f"{each}.py").is_file()]
+        names = set(re.findall(r"\btools\.([\w.]+)", text))
+        for package, listed in re.findall(r"^ *from tools((?:\.\w+)*) import (.+)$", text, re.M):
+            names |= {f"{package}.{each.strip().split(' ')[0]}".strip(".") for each in listed.split(",")}
+        paths = {f"tools/{each.replace('.', '/')}.py" for each in names}
+        waiting += [path for path in paths - found if (ROOT / path).is_file()]
     return found
 
 

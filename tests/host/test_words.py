@@ -173,7 +173,7 @@ def test_the_server_gives_the_words(server, english, language):
     assert served["nodeDefs"] == read(language)
     assert {key: served[key] for key in read(language, "main")} == read(language, "main")
     for id in english:
-        picture = f"images/{language}/{id}.jpg"
+        picture = f"images/{id}.jpg"
         for path in (page_path(id, language), DOCS / picture):
             name = path.relative_to(DOCS).as_posix()
             assert server.client.request(f"/extensions/{PACK}/docs/{name}") == path.read_bytes(), name

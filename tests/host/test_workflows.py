@@ -193,6 +193,7 @@ def test_with_a_picture_no_first_frame_is_drawn(server, run_graph):
     graph = quick(templates.api_graph(subgraphs.TEMPLATE))
     graph["first_frame"]["inputs"]["seed"] = 99  # nothing of an earlier run
     graph["rate"]["inputs"]["fps"] = "low"
+    graph["keyframes"]["inputs"]["steps"] = 12
     graph["choice"]["inputs"]["picture"] = ["yours", 0]
     clips = []
     for colour in (0x000000, 0xFFFFFF):

@@ -9,6 +9,8 @@ import torch
 
 from training import caption_encoder as words
 
+KEYFRAMES_A_SECOND = 12 / 5.5  # which longer clips keep
+
 # name -> frames, width and height of what it saves, and frames a second where it does not last 5.5 seconds
 VIDEOS = {
     "text-to-video-low": (12, 64, 64),
@@ -24,8 +26,8 @@ VIDEOS = {
     "guidance-window": (12, 128, 64),
     "first-and-last-frame": (45, 64, 64),
     "video-to-video": (12, 128, 64),
-    "extend-clip": (77, 64, 64, 8),
-    "loop": (88, 64, 64, 8),
+    "extend-clip": (77, 64, 64, KEYFRAMES_A_SECOND * 77 / 20),
+    "loop": (88, 64, 64, KEYFRAMES_A_SECOND * 89 / 23),
 }
 # Run by test_looking_templates.py.
 LOOKING = {
