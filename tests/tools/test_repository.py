@@ -97,7 +97,7 @@ ROOMS = {path.name for path in ROOT.iterdir() if path.is_dir()}
 @pytest.mark.parametrize("room", ["tools", "tests", "training", "evaluation"])
 def test_every_package_is_declared(room):
     """A module that is imported comes with Python, with ComfyUI, or by the extra `dev`."""
-    declared = {re.split(r"[\[>=<~!]", line)[0].replace("-", "_") for line in dev_packages()}
+    declared = {re.split(r"[\[>=<~!]", line)[0].removeprefix("pytest-") for line in dev_packages()}
     known = set(sys.stdlib_module_names) | BROUGHT | HOSTS | ROOMS | declared
     found = {name: path for path in (ROOT / room).rglob("*.py") for name in imported(path)}
     assert {name: path for name, path in found.items() if name not in known} == {}
