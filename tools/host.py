@@ -264,7 +264,7 @@ def dev_packages() -> list[str]:
     """The packages of the extra `dev` in pyproject.toml, read by hand: Python 3.10 has no reader of TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^dev = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r'^ *"(.+)",$', found[1], re.MULTILINE) if found else []
+    return re.findall(r'^ *"([^"]+)"', found[1], re.MULTILINE) if found else []
 
 
 def install(python: Path, environment: Path, name: str, wanted: list[str]) -> None:

@@ -54,7 +54,7 @@ def main() -> int:
         )
     command = ["pytest", *chosen(options.all, options.slow), *pytest_arguments]
     if options.j > 1 and has(found.python, "xdist"):
-        command[1:1] = ["-n", str(options.j), "--dist", "loadgroup"]
+        command[1:1] = ["-n", str(options.j), "--dist", "loadfile"]
     codes.append(run(found.python, "pytest", command, environ))
     print(f"All in {host.duration(time.monotonic() - start)}: {'failed' if any(codes) else 'passed'}.")
     return max(codes)

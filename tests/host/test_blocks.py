@@ -84,22 +84,22 @@ def other(clip):
 
 
 def test_blends_lie_between_the_two(clip, merging, other):
-    first = clip.sample(steps=5)
+    first = clip.sample(steps=3)
 
     def apart(ratio):
         (blend,) = merging.ModelMergeSimple().merge(clip.results["keyframe_unet"], other, ratio)
-        return (clip.sample(model=blend, steps=5) - first).abs().mean().item()
+        return (clip.sample(model=blend, steps=3) - first).abs().mean().item()
 
-    distances = [apart(ratio) for ratio in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    distances = [apart(ratio) for ratio in (1.0, 0.5, 0.0)]
     print("distance from the first U-Net's keyframes: " + ", ".join(f"{one:.4f}" for one in distances))
     assert distances[0] == 0 and distances == sorted(distances)
-    assert distances[-1] == (clip.sample(model=other, steps=5) - first).abs().mean().item()
+    assert distances[-1] == (clip.sample(model=other, steps=3) - first).abs().mean().item()
 
 
 def test_a_difference_can_be_added(clip, merging, other):
     (difference,) = merging.ModelSubtract().merge(other, clip.results["keyframe_unet"], 1.0)
     (added,) = merging.ModelAdd().merge(clip.results["keyframe_unet"], difference)
-    torch.testing.assert_close(clip.sample(model=added, steps=5), clip.sample(model=other, steps=5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(clip.sample(model=added, steps=3), clip.sample(model=other, steps=3), atol=1e-4, rtol=0)
 
 
 def saved_by_the_host(merging, model, name):
@@ -118,7 +118,7 @@ def test_a_saved_blend_loads_again(clip, adapters, merging, other):
     assert torch.equal(loaded.model.null_embedding, blend.model.null_embedding)
     stated = {name: loaded.model.model_config.unet_config[name] for name in ("head_dim", "groups")}
     assert stated == {"head_dim": 16, "groups": 1}
-    assert torch.equal(clip.sample(model=loaded, steps=5), clip.sample(model=blend, steps=5))
+    assert torch.equal(clip.sample(model=loaded, steps=3), clip.sample(model=blend, steps=3))
 
 
 def test_a_saved_interpolation_unet_loads_again(clip, adapters, merging):
@@ -136,9 +136,9 @@ def test_weights_in_int8_are_not_saved_wrong(clip, merging):
     """They blend, but their file would hold noise."""
     small = clip.node("UNetLoader", unet_name="kv-tiny/keyframes.safetensors", weight_dtype="int8")
     (blend,) = merging.ModelMergeSimple().merge(clip.results["keyframe_unet"], small, 0.5)
-    first = clip.sample(steps=5)
-    apart = (clip.sample(model=blend, steps=5) - first).abs().mean()
-    assert 0 < apart < (clip.sample(model=small, steps=5) - first).abs().mean()
+    first = clip.sample(steps=3)
+    apart = (clip.sample(model=blend, steps=3) - first).abs().mean()
+    assert 0 < apart < (clip.sample(model=small, steps=3) - first).abs().mean()
     with pytest.raises(ValueError, match="int8 cannot be saved: load this U-Net with another weight dtype"):
         saved_by_the_host(merging, small, "int8")
 

@@ -13,10 +13,12 @@ from tools.comfy.editor import Editor, find_chromium
 from tools.comfy.server import PACK
 from tools.download.places import PLACES
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium on this machine"),
+]
 
-QUICK = "first-frame-only"
-NAMES = [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in templates.names()]
+NAMES = templates.names()
 SAMPLERS = ("KandinskyVideoFirstFrame", "KandinskyVideoKeyframes", "KandinskyVideoInterpolate", "SamplerCustomAdvanced")
 
 LISTEN = """(() => {
@@ -142,7 +144,6 @@ WRONG = {
 RIGHT = ("KandinskyVideoKeyframes", False, "keyframes"), ("KandinskyVideoDecodeVideo", True, "samples")
 
 
-@pytest.mark.slow
 def test_wrong_links_are_refused_and_right_ones_made(address):
     async def use():
         found = {}
@@ -166,7 +167,6 @@ def test_wrong_links_are_refused_and_right_ones_made(address):
 OFFERED = "[...document.querySelectorAll('[role=option]')].map(option => option.innerText.split('\\n')[0])"
 
 
-@pytest.mark.slow
 def test_right_nodes_are_offered(server, address):
     """A link dropped where there is nothing brings the nodes that take it, and no other of the pack's."""
 
@@ -189,7 +189,6 @@ def test_right_nodes_are_offered(server, address):
 MISSING = "[...document.querySelectorAll('[data-testid=missing-model-importable-rows]')].map(rows => rows.innerText)"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", templates.names())
 def test_a_missing_file_is_offered_for_download(address, name):
     """The template set to the published files, of which this machine has none."""
@@ -225,7 +224,6 @@ CARDS = f"[...{BROWSER}.querySelectorAll('.overflow-y-auto')].at(-1)"
 SCROLL = f"(list => [list.scrollTop, list.scrollTop += 400][0] < list.scrollHeight - list.clientHeight)({CARDS})"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh", "ru"])
 def test_the_template_browser_has_the_templates(address, language):
     """Under their translated title, each with its picture."""
@@ -259,7 +257,6 @@ COLOURED = """Object.fromEntries(%s.map(type => [type, [
 ]]))"""
 
 
-@pytest.mark.slow
 def test_sockets_have_their_colours(server, address):
     """Every socket of the pack its own, in both designs, and also after the palette was changed."""
     kinds = set()

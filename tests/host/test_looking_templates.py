@@ -14,6 +14,8 @@ from tests.support.workflow_runs import saved as files
 from tools.authoring import templates
 from training import world
 
+# In fewer steps, test_workflows.py runs each of them.
+pytestmark = pytest.mark.thorough
 LIMIT = 600  # seconds, after which it hangs
 RED, CIRCLE = list(world.COLOURS).index("red"), list(world.SHAPES).index("circle")
 BLUE, SQUARE = list(world.COLOURS).index("blue"), list(world.SHAPES).index("square")
@@ -100,7 +102,6 @@ def test_cross_fade(ran):
     assert all((one.diff() > 0.5).all() for one in centre), "the square moves to the right on both sides"
 
 
-@pytest.mark.thorough
 def test_two_projections(ran):
     video = ran("two-projections").video
     base, other = (world.read(video[:, :, :, part]) for part in (slice(64), slice(64, 128)))
@@ -109,7 +110,6 @@ def test_two_projections(ran):
     assert share[0] > 0.9 and share[1] < 0.25
 
 
-@pytest.mark.thorough
 def test_merged_unets(ran):
     result = ran("merged-unets")
     blend, second = (rows_of(result.texts[f"numbers_{name}"])["all"] for name in ("blend", "second"))
@@ -119,7 +119,6 @@ def test_merged_unets(ran):
     assert shows(seen, RED, CIRCLE) > 0.9
 
 
-@pytest.mark.thorough
 def test_blocks_off(ran):
     sheets = ran("blocks-off").pictures
     names = ("", "_time", "_pooling", "_attention")
@@ -132,7 +131,6 @@ def test_blocks_off(ran):
     assert share["_attention"] > 0.9 and step["_attention"] < 0.75 * step[""]
 
 
-@pytest.mark.thorough
 def test_first_frame_from_another_model(ran):
     video = ran("first-frame-from-another-model").video
     assert len(video) == 45
@@ -142,7 +140,6 @@ def test_first_frame_from_another_model(ran):
     assert shows(seen, BLUE, SQUARE) > 0.9 and world.read_direction(seen.centre[None]).item() == DOWN
 
 
-@pytest.mark.thorough
 def test_motion_grid(ran):
     result = ran("motion-grid", "start")
     left, top = motion_grid_margins()

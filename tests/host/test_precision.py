@@ -82,6 +82,7 @@ def test_attention_kernels(pack_nodes, adapters, exact, monkeypatch, kernel):
     assert min(decibels(other, exact)) > 55
 
 
+@pytest.mark.thorough
 def test_start_up_flags_choose_the_default_type(comfyui_host, exact, tmp_path):
     class Server(Flagged):
         flags = ("--fp8_e4m3fn-unet", "--fp8_e4m3fn-text-enc", "--bf16-vae", "--use-split-cross-attention")
