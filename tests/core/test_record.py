@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import benchmark, precision, record
+from evaluation import benchmark, precision, record, steps
 from tools.host import ROOT
 
 # Of steps.md the tables are older than the record; `python -m evaluation.steps` measures them again.
