@@ -29,7 +29,6 @@ TEMPLATES = (
     "interpolate-video",
     "cross-fade",
     "blocks-off",
-    "look-inside",
     "motion-grid",
     "attention-maps",
     "custom-sampling",
