@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation import precision
-from kv_core.pipeline import PARTS
+from kv_core.pipeline import FILE_STEMS
 from tools.host import ROOT
 
 MODELS = ROOT / "models"
@@ -18,4 +18,4 @@ def exact():
 
 @pytest.mark.parametrize("dtype, least", [(torch.float16, 50), (torch.bfloat16, 36)])
 def test_every_part_in_16_bits(exact, dtype, least):
-    assert least < precision.decibels(precision.clip(MODELS, dict.fromkeys(PARTS, dtype), **SHORT), exact) < 90
+    assert least < precision.decibels(precision.clip(MODELS, dict.fromkeys(FILE_STEMS, dtype), **SHORT), exact) < 90

@@ -10,7 +10,7 @@ from tools.authoring import notes, templates
 from tools.comfy.server import PACK
 from tools.download.places import PLACES
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.slow, needs_browser]
 
 NAMES = templates.names()
 SAMPLERS = ("KandinskyVideoFirstFrame", "KandinskyVideoKeyframes", "KandinskyVideoInterpolate", "SamplerCustomAdvanced")
@@ -183,7 +183,6 @@ CARDS = """names => {
 }"""
 
 
-@pytest.mark.slow
 def test_the_template_browser_has_the_templates(address):
     """Under their translated title, each with its picture."""
     titles = json.loads((templates.host.ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
