@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation import chart, report
+from training import train
 
 CURVES = "50,0.5\n100,0.2\n100,0.25\n150,0.1\n"
 
@@ -48,3 +49,9 @@ def test_a_clip_as_gif(tmp_path):
     report.save_gif([Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(45)], tmp_path / "clip.gif")
     with Image.open(tmp_path / "clip.gif") as gif:
         assert gif.n_frames == 45 and gif.size == (192, 192)
+
+
+def test_a_failing_stage_ends_the_training(tmp_path):
+    options = train.parse(["--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="goes on from"):
+        train.run(["video_movq"], options)  # there is no MoVQ to begin with
