@@ -1,5 +1,6 @@
 """The goldens' made-up weights (see goldens/README.md), and the files that hold their numbers."""
 
+import copy
 import json
 import zlib
 from functools import cache
@@ -13,9 +14,13 @@ from safetensors.torch import load_file
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
-@cache
 def golden(name):
-    """(tensors, case) of a golden file; treat both as read-only."""
+    """(tensors, case) of a golden file; a test may change both."""
+    return copy.deepcopy(_golden(name))
+
+
+@cache
+def _golden(name):
     path = GOLDENS / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         case = json.loads(file.metadata()["case"])
