@@ -2,12 +2,12 @@
 
 Such a file is an uncompressed zip archive. Its entry `data.pkl` is a pickle that describes nested dictionaries of
 tensors; the entries `data/...` hold the raw numbers of one storage each. A pickle is a program for a stack machine, and
-unpicklers, even PyTorch's restricted one, call what it asks for: a few bytes can then take all memory. The published
-files need some thirty instructions, which are interpreted here without calling anything; any other is refused.
+unpicklers, even PyTorch's restricted one, call what it asks for: a few bytes can then take all memory. Here Python's
+own unpickler has only the instructions that the published files need, and finds nothing to call but what is below.
 """
 
 import io
-import pickletools
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,30 +24,26 @@ DEPTH = AXES = 8
 # A T5's embedding has up to this many names in one file, for one and the same storage.
 NAMES_OF_ONE_STORAGE = 4
 
-STORAGES = {
-    "torch DoubleStorage": torch.float64,
-    "torch FloatStorage": torch.float32,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-    "torch IntStorage": torch.int32,
-    "torch ShortStorage": torch.int16,
-    "torch CharStorage": torch.int8,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
-DICTIONARY = "collections OrderedDict"
-TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
-# Instructions that push their argument, and those that push an empty container.
-CONSTANTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
-SINGLETONS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-class _Global(NamedTuple):
-    """A function or class that a pickle names; it is never looked up."""
-
-    name: str
+INSTRUCTIONS = b"".join([
+    *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.BINPERSID, pickle.REDUCE, pickle.BUILD),
+    *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINSTRING),
+])  # fmt: skip
 
 
 class _Storage(NamedTuple):
@@ -64,6 +60,57 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
+class _Dictionary(dict):
+    """Keeps what has a text as its key, since hashing others can take forever; made empty, and without attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is str:
+            super().__setitem__(key, value)
+
+    def __setstate__(self, state: Any) -> None:
+        """Leaves out the attributes of a state dict, its modules' versions."""
+
+
+def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> _Tensor:
+    if type(storage) is not _Storage or len(size) > AXES:
+        raise pickle.UnpicklingError
+    return _Tensor(storage, offset, size, stride)
+
+
+def _parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+# What a pickle may name.
+NAMES: Mapping[str, Mapping[str, Any]] = {
+    "collections": {"OrderedDict": _Dictionary},
+    "torch": DTYPES,
+    "torch._utils": {"_rebuild_tensor_v2": _tensor, "_rebuild_parameter": _parameter},
+}
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in Python, whose instructions can be chosen
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in INSTRUCTIONS}  # type: ignore[attr-defined]
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(_Dictionary())  # type: ignore[attr-defined]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("torch._") and name.startswith("_rebuild_") and name not in NAMES.get(module, ()):
+            raise CheckpointError(
+                "holds tensors that are sparse, quantized or without values; expected plain ones, as the published "
+                "files have."
+            )
+        return NAMES[module][name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, *_ = pid
+        if type(key) is not str:
+            raise pickle.UnpicklingError
+        return _Storage(key, dtype)
+
+
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pt` file, mapped from the disk, their names joined by dots: {"unet": {"a": t}} -> "unet.a".
 
@@ -73,7 +120,7 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
         return _read(path)
     except (CheckpointError, OSError):
         raise
-    except Exception:  # a damaged or hostile file makes zipfile, pickletools or the stack machine raise anything
+    except Exception:  # a damaged or hostile file makes zipfile and torch raise anything
         raise CheckpointError(f"{path.name} is damaged or cut short; download it again.") from None
 
 
@@ -89,10 +136,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             )
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
             raise CheckpointError(f"{path.name} was written on a big-endian computer; convert it to safetensors there.")
-        try:
-            described = _tensors(_run(archive.read(entries["data.pkl"])))
-        except _UnknownError as error:
-            raise CheckpointError(f"{path.name} {error}") from None
+        described = _described(archive.read(entries["data.pkl"]), path.name)
         check_names(described, path.name)
         return _mapped(path, file, entries, described)
 
@@ -110,124 +154,32 @@ class _Frugal(io.FileIO):
         return data
 
 
-class _UnknownError(Exception):
-    """A pickle with something else than plain tensors; the message continues a sentence that begins with the file."""
+def _described(description: bytes, name: str) -> dict[str, _Tensor]:
+    """The tensors of a pickle by their joined names."""
+    try:
+        return _joined(_Unpickler(io.BytesIO(description)).load())
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} {error}") from None
+    except Exception:  # what is left out of the unpickler raises anything
+        raise CheckpointError(
+            f"{name} is damaged or holds more than tensors; what else a .pt file holds can run code, so it is never "
+            f"read, and only the published files or safetensors are."
+        ) from None
 
 
-def _run(pickle: bytes) -> Any:
-    """Interprets the pickle's instructions as far as they describe dictionaries of tensors; returns the result."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def pop_marked() -> list[Any]:
-        mark = marks.pop()
-        items = stack[mark:]
-        del stack[mark:]
-        return items
-
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(pickle):
-        name = opcode.name
-        if name in CONSTANTS:
-            stack.append(argument)
-        elif name in SINGLETONS:
-            stack.append(SINGLETONS[name])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(pop_marked()))
-        elif name in TUPLES:
-            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _set(stack[-1], [key, value])
-        elif name == "SETITEMS":
-            items = pop_marked()
-            _set(stack[-1], items)
-        elif name == "APPEND":
-            stack.pop()  # lists hold no weights
-        elif name == "APPENDS":
-            pop_marked()
-        elif name == "GLOBAL":
-            stack.append(_named(argument))
-        elif name == "BINPERSID":
-            stack.append(_storage(*stack.pop()))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_made(function, *arguments))
-        elif name == "BUILD":
-            stack.pop()  # the attributes of a state dict, its modules' versions
-        elif name == "STOP":
-            return stack.pop()
-        elif name != "PROTO":
-            raise _unknown()
-    raise ValueError("no end")
-
-
-def _set(target: Any, items: list[Any]) -> None:
-    """Puts alternating keys and values into a dictionary. Only text is kept: hashing other keys can take forever."""
-    if type(target) is not dict:
-        raise _unknown()
-    target.update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) is str)
-
-
-def _named(name: str) -> _Global:
-    if name in STORAGES or name in (DICTIONARY, TENSOR, PARAMETER):
-        return _Global(name)
-    if name.startswith(("torch._utils _rebuild_", "torch._tensor _rebuild_")):
-        raise _UnknownError(
-            "holds tensors that are sparse, quantized or without values; expected plain ones, as the published files "
-            "have."
-        )
-    raise _unknown()
-
-
-def _unknown() -> _UnknownError:
-    return _UnknownError(
-        "is damaged or holds more than tensors; what else a .pt file holds can run code, so it is never read, and only "
-        "the published files or safetensors are."
-    )
-
-
-def _storage(word: str, kind: _Global, key: str, *_: Any) -> _Storage:
-    if word != "storage" or type(key) is not str:
-        raise _unknown()
-    return _Storage(key, STORAGES[kind.name])
-
-
-def _made(function: _Global, *arguments: Any) -> Any:
-    """What a call in a pickle makes."""
-    if function == (DICTIONARY,) and not arguments:
-        return {}
-    if function == (TENSOR,) and type(arguments[0]) is _Storage and len(arguments[2]) <= AXES:
-        return _Tensor(*arguments[:4])
-    if function == (PARAMETER,) and type(arguments[0]) is _Tensor:
-        return arguments[0]
-    raise _unknown()
-
-
-def _tensors(content: Any) -> dict[str, _Tensor]:
+def _joined(content: Any) -> dict[str, _Tensor]:
     """All tensors in nested dictionaries by their joined names; a dictionary that occurs again is skipped."""
     found: dict[str, _Tensor] = {}
     seen: set[int] = set()
 
     def walk(value: Any, name: str, depth: int) -> None:
         if len(name) > LONGEST_NAME:
-            raise _UnknownError("has names that no part of Kandinsky Video 1.1 has; it is damaged or hostile.")
+            raise CheckpointError("has names that no part of Kandinsky Video 1.1 has; it is damaged or hostile.")
         if type(value) is _Tensor:
             found[name] = value
-        elif type(value) is dict and id(value) not in seen:
+        elif type(value) is _Dictionary and id(value) not in seen:
             if depth == DEPTH:
-                raise _UnknownError(f"holds dictionaries nested more than {DEPTH} deep; it is damaged or hostile.")
+                raise CheckpointError(f"holds dictionaries nested more than {DEPTH} deep; it is damaged or hostile.")
             seen.add(id(value))
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}" if name else key, depth + 1)
@@ -241,18 +193,12 @@ def _mapped(
 ) -> dict[str, torch.Tensor]:
     size = path.stat().st_size
     whole = torch.UntypedStorage.from_file(str(path), False, size)
-    storages: dict[str, torch.UntypedStorage] = {}
     tensors = {}
-    for name, tensor in described.items():
-        key, dtype = tensor.storage
-        if key not in storages:
-            entry = entries[f"data/{key}"]
-            start = _data_start(file, entry)
-            storages[key] = whole[start : start + entry.file_size]
+    for name, ((key, dtype), *place) in described.items():
+        entry = entries[f"data/{key}"]
+        start = _data_start(file, entry)
         # Refuses what reaches beyond the storage, since a mapped one cannot grow.
-        tensors[name] = torch.empty(0, dtype=dtype, device="cpu").set_(
-            storages[key], tensor.offset, tensor.size, tensor.stride
-        )
+        tensors[name] = torch.empty(0, dtype=dtype, device="cpu").set_(whole[start : start + entry.file_size], *place)
     if sum(tensor.nbytes for tensor in tensors.values()) > NAMES_OF_ONE_STORAGE * size:
         raise CheckpointError(f"{path.name} describes more numbers than it holds; it is damaged or hostile.")
     return tensors

@@ -174,6 +174,11 @@ BAD_FILES = {
     "one dictionary under many names": (nested(7, 50), "not recognised: its 1 tensors"),
     # x = (x, x) 60 times over: the hash of such a key visits 2 ** 60 tuples.
     "hashed for ever": (pickled(b"})" + b"q\x00h\x00\x86" * 60 + b"Ns"), "not recognised"),
+    # The same as a storage's name: its text has 2 ** 60 characters.
+    "said for ever": (
+        pickled(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)" + b"q\x00h\x00\x86" * 60 + b"tQ"),
+        "more than",
+    ),
     "long number as a name": (saved({10**5000: torch.ones(2)}), "more than tensors"),
     "bytes": (called(b"builtins bytearray", b"J\xff\xff\xff\x7f\x85"), "more than tensors"),
     "copies": (called(b"collections OrderedDict", b"}\x85"), "more than tensors"),

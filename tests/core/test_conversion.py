@@ -14,13 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kv_core.files import __main__ as command
 from kv_core.files import conversion
 from kv_core.files.checkpoints import open_checkpoint
 from kv_core.files.conversion import DTYPES, convert, write_safetensors
 from kv_core.files.detection import METADATA_KEY
 from kv_core.networks.text_encoder import load_tokenizer
+from tests.support.families import thorough
 from tests.support.small_files import FILE_NAMES, model, names_in, refusal
+from tools import weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +133,7 @@ def test_back_from_eight_bit(published, tmp_path):
     assert all(torch.allclose(tensors[name], expected[name], rtol=0.07, atol=0.002) for name in expected)
 
 
-@pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), ("flan-ul2", "out")])
+@pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), thorough("flan-ul2", "out")])
 def test_killed_conversion_leaves_only_a_partial_name(published, tmp_path, source, name):
     program = (
         "import sys, time; from kv_core.files.conversion import convert\n"
@@ -188,7 +189,7 @@ def test_disk_that_fills_up(published, tmp_path, monkeypatch, capsys):
         return FullDisk(file, 100_000) if mode == "wb" else file
 
     monkeypatch.setattr(Path, "open", open_on_full_disk)
-    assert command.main(["convert", str(published / "movq.pt"), str(tmp_path / "movq.safetensors")]) == 1
+    assert weights.main(["convert", str(published / "movq.pt"), str(tmp_path / "movq.safetensors")]) == 1
     assert names_in(tmp_path) == []
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "could not be written: No space left on device" in message
@@ -225,12 +226,12 @@ def test_scalars_and_strides(tmp_path):
 
 def test_command_line(published, tmp_path, capsys):
     target = tmp_path / "t2v.safetensors"
-    assert command.main(["convert", str(published / "t2v.pt"), str(target), "--dtype", "float16"]) == 0
+    assert weights.main(["convert", str(published / "t2v.pt"), str(target), "--dtype", "float16"]) == 0
     assert "t2v.safetensors holds the keyframe U-Net.\n" in capsys.readouterr().out
-    assert command.main(["inspect", str(target)]) == 0
+    assert weights.main(["inspect", str(target)]) == 0
     shown = capsys.readouterr().out
     assert "float16" in shown and "context_dim: 32" in shown and "null embedding" in shown
-    assert command.main(["inspect", str(tmp_path / "nothing.pt")]) == 1
+    assert weights.main(["inspect", str(tmp_path / "nothing.pt")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -239,14 +240,14 @@ def test_interrupted_command_line(published, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(conversion, "_bytes", interrupt)
-    assert command.main(["convert", str(published / "movq.pt"), str(tmp_path / "m.safetensors")]) == 1
+    assert weights.main(["convert", str(published / "movq.pt"), str(tmp_path / "m.safetensors")]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "Stopped; nothing was left behind."
     assert names_in(tmp_path) == []
 
 
 def test_help_of_the_command(capsys):
-    run = subprocess.run([sys.executable, "-m", "kv_core.files", "--help"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "tools.weights", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and "inspect" in run.stdout and not run.stderr
     with pytest.raises(SystemExit):
-        command.main(["convert", "--help"])
+        weights.main(["convert", "--help"])
     assert "float8_e4m3fn" in capsys.readouterr().out

@@ -171,7 +171,9 @@ def small_movq():
     return trainable(MoVQ(ch=32, ch_mult=(1, 1), num_res_blocks=1, operations=TrainableOperations))
 
 
-@pytest.mark.parametrize("stop", [1, 4])  # in the warm-up, which is two steps of twenty, and behind it
+@pytest.mark.parametrize(
+    "stop", [1, pytest.param(4, marks=pytest.mark.thorough)]
+)  # in the warm-up, which is two steps of twenty, and behind it
 def test_a_resumed_run_is_the_same_run(tmp_path, stop):
     def train(folder, stop=None):
         movq = small_movq()

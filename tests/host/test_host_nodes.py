@@ -103,7 +103,7 @@ def test_easycache(server, run_graph, stage):
 @pytest.mark.parametrize(
     "backend, stage",
     [
-        ("eager", "first_frame"),
+        pytest.param("eager", "first_frame", marks=pytest.mark.thorough),
         pytest.param("eager", "keyframes", marks=pytest.mark.slow),
         pytest.param("eager", "interpolation", marks=pytest.mark.slow),
         pytest.param("inductor", "first_frame", marks=pytest.mark.slow),

@@ -8,6 +8,7 @@ import torch
 
 from evaluation import benchmark, steps
 from evaluation.in_host import PUBLISHED, HostJudge, Setting
+from tests.support.families import thorough
 from tools.host import ROOT
 from training import world
 
@@ -54,6 +55,7 @@ def test_the_plan_has_every_setting_once_and_can_all_be_run(pack):
     assert steps.plan(own[:1], 2) == [(own[0], "0"), (own[0], "1")]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_the_published_settings_are_the_pipeline_s(judge):
     other = benchmark.Judge(MODELS)
@@ -90,13 +92,14 @@ def test_branches_one_by_one_are_one_call(judge, keyframes, monkeypatch):
 
 
 def test_what_a_cache_answers_is_no_call(judge, keyframes):
-    whole = keyframes("published/leading/20")
-    assert judge.calls["keyframes"] == 20
-    some = keyframes("published/leading/20/0.9")
-    assert judge.calls["keyframes"] < 15 and not torch.equal(whole, some)
-    assert torch.equal(keyframes("published/leading/20"), whole), "the next run has no cache"
+    whole = keyframes("published/leading/12")
+    assert judge.calls["keyframes"] == 12
+    some = keyframes("published/leading/12/0.9")
+    assert judge.calls["keyframes"] < 10 and not torch.equal(whole, some)
+    assert torch.equal(keyframes("published/leading/12"), whole), "the next run has no cache"
 
 
+@pytest.mark.thorough
 def test_two_samplers_of_the_host_are_others_by_another_name(keyframes):
     """So the study leaves them out."""
     for one, other in (("ddim", "euler"), ("ddpm", "euler_ancestral")):
@@ -105,7 +108,7 @@ def test_two_samplers_of_the_host_are_others_by_another_name(keyframes):
         assert (first - keyframes("dpmpp_2m/karras/4")).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_sde", "lcm"])
+@pytest.mark.parametrize("sampler", [thorough("ddim"), thorough("euler_ancestral"), "dpmpp_sde", thorough("lcm")])
 def test_a_seed_decides_and_the_global_state_stays(keyframes, sampler):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -149,6 +152,7 @@ def test_a_picture_is_read(judge):
     assert not bad["all"] and bad["calls"] == 2
 
 
+@pytest.mark.thorough
 def test_each_task_is_measured_with_its_own_setting(judge):
     tasks = [
         ("first_frame euler/karras/2", "0"),

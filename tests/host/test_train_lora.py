@@ -1,6 +1,5 @@
 """ComfyUI's Train LoRA walks through conditionings, and trains these U-Nets."""
 
-import pytest
 import torch
 
 INPUTS = {
@@ -25,7 +24,6 @@ INPUTS = {
 }
 
 
-@pytest.mark.thorough
 def test_a_lora_is_trained_on_keyframes(clip, adapters):
     from comfy_extras.nodes_train import TrainLoraNode
 

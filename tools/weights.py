@@ -1,4 +1,4 @@
-"""Says what a weight file is, or converts it to safetensors: `python -m kv_core.files inspect|convert`."""
+"""Says what a weight file is, or converts it to safetensors: `python -m tools.weights inspect|convert`."""
 
 import argparse
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .checkpoints import open_checkpoint
-from .conversion import DTYPES, convert
-from .detection import PART_NAMES, CheckpointError
+from kv_core.files.checkpoints import open_checkpoint
+from kv_core.files.conversion import DTYPES, convert
+from kv_core.files.detection import PART_NAMES, CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kv_core.files", description="Kandinsky Video 1.1's weight files.")
+    parser = argparse.ArgumentParser(prog="python -m tools.weights", description="Kandinsky Video 1.1's weight files.")
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="say which part a file is, its sizes and types")
     inspect.add_argument("file", type=Path, help="safetensors or .pt file, or T5 folder")
