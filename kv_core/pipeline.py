@@ -83,16 +83,10 @@ class Clip:
         )
 
 
-@dataclass(frozen=True)
-class _Stage:
-    name: str
-    prediction: str
-    spacing: Callable[[int], list[int]]
-
-
-_FIRST_FRAME = _Stage("first frame", "epsilon", diffusion.leading)
-_KEYFRAMES = _Stage("keyframes", "epsilon", diffusion.leading)
-_INTERPOLATION = _Stage("interpolation", "velocity", diffusion.trailing)
+# A stage's name, what its U-Net predicts, and the spacing of its steps.
+_FIRST_FRAME = "first frame", "epsilon", diffusion.leading
+_KEYFRAMES = "keyframes", "epsilon", diffusion.leading
+_INTERPOLATION = "interpolation", "velocity", diffusion.trailing
 
 
 class KandinskyVideoPipeline:
@@ -160,8 +154,7 @@ class KandinskyVideoPipeline:
         if hold or settings.init_video is not None:
             raise ValueError("The Python call neither holds frames nor starts from a clip: use the nodes in ComfyUI.")
         augmentation = settings.value("noise_augmentation", count)
-        by_frame = augmentation if isinstance(augmentation, list) else [augmentation] * count
-        condition = frames.frames_condition(show, count, by_frame, noise.augmentation(first_frame.shape))
+        condition = frames.frames_condition(show, count, augmentation, noise.augmentation(first_frame.shape))
         condition = _to(condition, unet)
         scores = {
             name: torch.tensor(settings.value(name, count), device=condition.device).expand(1, count)
@@ -235,23 +228,22 @@ class KandinskyVideoPipeline:
     def _sample(self, stage, unet, predict, shape, run, noise, progress):
         if run.sampler is not None or run.sigmas is not None or run.denoise != 1:
             raise ValueError("The Python call samples as published: leave out sampler, sigmas and denoise.")
-        timesteps = stage.spacing(run.steps)
+        name, prediction, spacing = stage
+        timesteps = spacing(run.steps)
 
         def denoise(sample, timestep):
             done = 1 - timestep / (diffusion.TRAINING_STEPS - 1)
             output = predict(sample, torch.tensor([timestep], device=sample.device), done)
-            return diffusion.predict_x0(sample, output, timestep, stage.prediction)
+            return diffusion.predict_x0(sample, output, timestep, prediction)
 
         def callback(index, x0, sample):
             if progress:
-                progress(stage.name, index, len(timesteps))
+                progress(name, index, len(timesteps))
 
         initial = noise.initial(shape).to(_weight(unet))
         samples = diffusion.sample_ddpm(denoise, initial, timesteps, noise.step, callback)
         if not samples.isfinite().all():
-            raise ValueError(
-                f"The {stage.name} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32."
-            )
+            raise ValueError(f"The {name} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32.")
         return samples
 
 

@@ -14,10 +14,8 @@ class ChooseFirstPicture(io.ComfyNode):
             node_id="KandinskyVideoChooseFirstPicture",
             display_name="Choose First Picture",
             category=inputs.CATEGORY,
-            description=(
-                "Uses your image if one is connected; the generated first frame is then not computed. Otherwise uses "
-                "the generated one."
-            ),
+            description="Uses your image if one is connected; the generated first frame is then not computed. "
+            "Otherwise uses the generated one.",
             search_aliases=["kandinsky", "image to video", "switch", "fallback", "optional image"],
             inputs=[
                 io.Image.Input(
@@ -44,10 +42,8 @@ class ChooseFrameRate(io.ComfyNode):
             node_id="KandinskyVideoChooseFrameRate",
             display_name="Choose Frame Rate",
             category=inputs.CATEGORY,
-            description=(
-                "Picks the frame rate: passes on the keyframes or one of the two interpolations. Only the chosen one "
-                "is computed."
-            ),
+            description="Picks the frame rate: passes on the keyframes or one of the two interpolations. Only the "
+            "chosen one is computed.",
             search_aliases=["kandinsky", "fps", "switch", "interpolation"],
             inputs=[
                 io.Combo.Input(
@@ -61,9 +57,7 @@ class ChooseFrameRate(io.ComfyNode):
                 sockets.VideoLatent.Input("video", lazy=True, tooltip="Interpolated once, for medium."),
                 sockets.VideoLatent.Input("smooth_video", lazy=True, tooltip="Interpolated twice, for high."),
             ],
-            outputs=[
-                sockets.AnyLatent.Output("samples", tooltip="The chosen latent, for Decode Video."),
-            ],
+            outputs=[sockets.AnyLatent.Output("samples", tooltip="The chosen latent, for Decode Video.")],
         )
 
     @classmethod

@@ -15,10 +15,9 @@ class FirstFrame(io.ComfyNode):
             node_id="KandinskyVideoFirstFrame",
             display_name="Sample First Frame (Kandinsky 3)",
             category=inputs.CATEGORY,
-            description=(
-                "Generates the first frame from a prompt, with the keyframe U-Net's image mode. In the original it is "
-                "twice the video's size: decode it, then encode it at the video's size for Sample Keyframes."
-            ),
+            description="Generates the first frame from a prompt, with the keyframe U-Net's image mode. In the "
+            "original it is twice the video's size: decode it, then encode it at the video's size for Sample "
+            "Keyframes.",
             search_aliases=["kandinsky", "text to image", "first frame", "ksampler"],
             inputs=[
                 inputs.model("keyframe"),
@@ -34,7 +33,7 @@ class FirstFrame(io.ComfyNode):
             outputs=[
                 sockets.FrameLatent.Output(
                     "first_frame", tooltip="The image's latent [1, 4, 1, height / 8, width / 8], for Decode Image."
-                ),
+                )
             ],
         )
 

@@ -78,9 +78,7 @@ def guidance(id, default, effect):
 
 def sampler():
     return io.Sampler.Input(
-        "sampler",
-        optional=True,
-        tooltip="Any ComfyUI sampler. If not connected: DDPM, as in the original.",
+        "sampler", optional=True, tooltip="Any ComfyUI sampler. If not connected: DDPM, as in the original."
     )
 
 

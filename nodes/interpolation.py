@@ -26,10 +26,8 @@ class Interpolate(io.ComfyNode):
             node_id="KandinskyVideoInterpolate",
             display_name="Interpolate Frames (U-Net3D)",
             category=inputs.CATEGORY,
-            description=(
-                "Adds three new frames between every two: F frames become 4F - 3, the given ones unchanged. Chain two "
-                "of these for the high frame rate of the original: 12, 45, 177 frames."
-            ),
+            description="Adds three new frames between every two: F frames become 4F - 3, the given ones unchanged. "
+            "Chain two of these for the high frame rate of the original: 12, 45, 177 frames.",
             search_aliases=["kandinsky", "frame interpolation", "smooth", "morph", "in-between"],
             inputs=[
                 *inputs.gaps(),
@@ -50,7 +48,7 @@ class Interpolate(io.ComfyNode):
             outputs=[
                 sockets.VideoLatent.Output(
                     "video", tooltip="All frames in order, latent [1, 4, 4F - 3, h, w], for Decode Video or this node."
-                ),
+                )
             ],
         )
 

@@ -45,7 +45,7 @@ class Keyframes(io.ComfyNode):
                     "keyframes",
                     tooltip="The keyframes' latent [1, 4, frames, h, w], for Interpolate Frames, Decode Video or "
                     "Decode Image.",
-                ),
+                )
             ],
         )
 

@@ -20,7 +20,7 @@ class ToLatent(io.ComfyNode):
                     "latent",
                     tooltip="The same latent [1, 4, frames, h, w] for ComfyUI's nodes. Batch Latents joins frames, and "
                     "so does LatentConcat along t.",
-                ),
+                )
             ],
         )
 
@@ -36,10 +36,8 @@ class FromLatent(io.ComfyNode):
             node_id="KandinskyVideoFromLatent",
             display_name="Import Latent",
             category=inputs.CATEGORY,
-            description=(
-                "Takes a latent back from ComfyUI's own latent nodes. Two images joined and imported as keyframes make "
-                "a morph in Interpolate Frames."
-            ),
+            description="Takes a latent back from ComfyUI's own latent nodes. Two images joined and imported as "
+            "keyframes make a morph in Interpolate Frames.",
             search_aliases=["kandinsky", "convert latent", "load latent", "morph"],
             inputs=[
                 io.Latent.Input(
@@ -56,7 +54,7 @@ class FromLatent(io.ComfyNode):
                 ),
             ],
             outputs=[
-                sockets.AnyLatent.Output("samples", tooltip="The latent of the chosen kind, for nodes that take it."),
+                sockets.AnyLatent.Output("samples", tooltip="The latent of the chosen kind, for nodes that take it.")
             ],
         )
 

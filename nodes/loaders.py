@@ -30,10 +30,8 @@ class UNetLoader(io.ComfyNode):
             node_id="KandinskyVideoUNetLoader",
             display_name="Load U-Net",
             category=CATEGORY,
-            description=(
-                "Loads a U-Net of Kandinsky Video 1.1. The keyframe U-Net generates the first frame and the keyframes, "
-                "the interpolation U-Net fills the gaps between frames; which one a file holds is detected."
-            ),
+            description="Loads a U-Net of Kandinsky Video 1.1. The keyframe U-Net generates the first frame and the "
+            "keyframes, the interpolation U-Net fills the gaps between frames; which one a file holds is detected.",
             search_aliases=["kandinsky", "load diffusion model", "unet", "t2v", "interpolation"],
             inputs=[
                 file_input(
@@ -50,7 +48,7 @@ class UNetLoader(io.ComfyNode):
                     "model",
                     tooltip="The U-Net: for Sample First Frame and Sample Keyframes, or for Interpolate Frames. LoRA, "
                     "EasyCache and torch.compile nodes work on it.",
-                ),
+                )
             ],
         )
 
@@ -70,10 +68,8 @@ class TextEncoderLoader(io.ComfyNode):
             node_id="KandinskyVideoTextEncoderLoader",
             display_name="Load Text Encoder (Flan-UL2)",
             category=CATEGORY,
-            description=(
-                "Loads the Flan-UL2 text encoder and the two projections that turn its output into what the "
-                "U-Nets read."
-            ),
+            description="Loads the Flan-UL2 text encoder and the two projections that turn its output into what the "
+            "U-Nets read.",
             search_aliases=["kandinsky", "flan-ul2", "t5", "load clip", "text encoder"],
             inputs=[
                 file_input(
@@ -95,7 +91,7 @@ class TextEncoderLoader(io.ComfyNode):
                 sockets.TextEncoder.Output(
                     "text_encoder",
                     tooltip="The text encoder, for Encode Text. It computes in fp32, as in the original.",
-                ),
+                )
             ],
         )
 

@@ -15,10 +15,8 @@ class EncodeImage(io.ComfyNode):
             node_id="KandinskyVideoEncodeImage",
             display_name="Encode Image (MoVQ)",
             category=inputs.CATEGORY,
-            description=(
-                "Turns an image into a first frame: shrinks it until it just covers the video's size, crops the centre "
-                "and encodes it. Smaller images are not enlarged; their border is black."
-            ),
+            description="Turns an image into a first frame: shrinks it until it just covers the video's size, crops "
+            "the centre and encodes it. Smaller images are not enlarged; their border is black.",
             search_aliases=["kandinsky", "vae encode", "image to latent", "first frame"],
             inputs=[
                 inputs.image_movq(),
@@ -29,7 +27,7 @@ class EncodeImage(io.ComfyNode):
             outputs=[
                 sockets.FrameLatent.Output(
                     "frame", tooltip="The image's latent [1, 4, 1, height / 8, width / 8], for Sample Keyframes."
-                ),
+                )
             ],
         )
 
@@ -51,10 +49,8 @@ class EncodeFrames(io.ComfyNode):
             node_id="KandinskyVideoEncodeFrames",
             display_name="Encode Frames (MoVQ)",
             category=inputs.CATEGORY,
-            description=(
-                "Turns images or the frames of a video into keyframes for Interpolate Frames. Each is fitted and "
-                "encoded on its own, as Encode Image does."
-            ),
+            description="Turns images or the frames of a video into keyframes for Interpolate Frames. Each is fitted "
+            "and encoded on its own, as Encode Image does.",
             search_aliases=["kandinsky", "vae encode", "video to latent", "frame interpolation"],
             inputs=[
                 inputs.image_movq(),
@@ -69,7 +65,7 @@ class EncodeFrames(io.ComfyNode):
             outputs=[
                 sockets.KeyframeLatent.Output(
                     "keyframes", tooltip="One keyframe per image, latent [1, 4, images, height / 8, width / 8]."
-                ),
+                )
             ],
         )
 
@@ -95,9 +91,7 @@ class DecodeImage(io.ComfyNode):
                 ),
                 inputs.tile_size(),
             ],
-            outputs=[
-                io.Image.Output("images", tooltip=f"One image per frame, {EIGHT_BIT}."),
-            ],
+            outputs=[io.Image.Output("images", tooltip=f"One image per frame, {EIGHT_BIT}.")],
         )
 
     @classmethod
@@ -113,11 +107,9 @@ class DecodeVideo(io.ComfyNode):
             node_id="KandinskyVideoDecodeVideo",
             display_name="Decode Video (temporal MoVQ)",
             category=inputs.CATEGORY,
-            description=(
-                "Decodes keyframes or a video in chunks of about four frames, so that neighbours stay consistent. "
-                "Connect both outputs to Create Video: a clip plays for 5.5 seconds, however often it was "
-                "interpolated, and keeps its pace when it is cut or extended."
-            ),
+            description="Decodes keyframes or a video in chunks of about four frames, so that neighbours stay "
+            "consistent. Connect both outputs to Create Video: a clip plays for 5.5 seconds, however often it was "
+            "interpolated, and keeps its pace when it is cut or extended.",
             search_aliases=["kandinsky", "vae decode", "latent to video", "frame rate"],
             inputs=[
                 sockets.VideoMoVQ.Input("video_movq", tooltip="The temporal MoVQ from Load Temporal MoVQ."),

@@ -29,7 +29,7 @@ class TextEncode(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     "conditioning", tooltip="The encoded prompt, for positive or negative of a sampling node."
-                ),
+                )
             ],
         )
 

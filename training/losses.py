@@ -52,8 +52,8 @@ def keyframe_loss(
     augmentation = torch.randint(most_augmentation + 1, (len(latents),), generator=generator)
     condition = torch.cat(
         [
-            frames.first_frame_condition(
-                clip[None, :, :1],
+            frames.frames_condition(
+                {0: clip[None, :, :1]},
                 latents.shape[2],
                 int(level),
                 torch.rand(clip[None, :, :1].shape, generator=generator),

@@ -38,14 +38,7 @@ WEIGHT_FILES = (
 COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # The weights' types; what has another was made by another program, to save memory.
-FLOATS = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 # The most bytes of a safetensors header. Names and shapes take 0.3 MB, but some programs add long metadata.
 HEADER_LIMIT = 8_000_000
 

@@ -80,15 +80,11 @@ def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any)
     return _Tensor(storage, offset, size, stride)
 
 
-def _parameter(tensor: _Tensor, *_: Any) -> _Tensor:
-    return tensor
-
-
 # What a pickle may name.
 NAMES: Mapping[str, Mapping[str, Any]] = {
     "collections": {"OrderedDict": _Dictionary},
     "torch": DTYPES,
-    "torch._utils": {"_rebuild_tensor_v2": _tensor, "_rebuild_parameter": _parameter},
+    "torch._utils": {"_rebuild_tensor_v2": _tensor, "_rebuild_parameter": lambda tensor, *_: tensor},
 }
 
 

@@ -15,10 +15,7 @@ TINY = (
     (0.051, -0.074, -0.194),
 )
 # By hand, until someone who has the published MoVQ fits it with the same command: shapes and motion, not true colours.
-PUBLISHED = (
-    ((0.30, 0.30, 0.30), (0.20, -0.05, -0.20), (-0.05, 0.15, -0.20), (-0.15, -0.15, -0.15)),
-    (0.0, 0.0, 0.0),
-)
+PUBLISHED = (((0.30, 0.30, 0.30), (0.20, -0.05, -0.20), (-0.05, 0.15, -0.20), (-0.15, -0.15, -0.15)), (0.0, 0.0, 0.0))
 PUBLISHED_CHANNELS = 384
 
 

@@ -15,24 +15,19 @@ CLIP_SECONDS = 5.5  # of a clip as it was sampled, in the original, whatever its
 Frames = dict[int, torch.Tensor]
 
 
-def first_frame_condition(
-    first_frame: torch.Tensor, frames: int, noise_augmentation: int, augmentation_noise: torch.Tensor
+def frames_condition(
+    given: Frames, frames: int, noise_augmentation: int | Sequence[int], augmentation_noise: torch.Tensor
 ) -> torch.Tensor:
     """Condition latent and mask `[1, 5, frames, h, w]` of the keyframe U-Net.
 
-    The first frame `[1, 4, 1, h, w]`, noised to timestep `noise_augmentation`, and 1 in frame 0; zeros elsewhere.
+    given: {index: frame `[1, 4, 1, h, w]`}, 0 among them; each is noised to timestep `noise_augmentation`, one for all
+    or one for each of `frames`, and has 1 in the mask. Elsewhere are zeros.
     """
-    return frames_condition({0: first_frame}, frames, [noise_augmentation] * frames, augmentation_noise)
-
-
-def frames_condition(
-    given: Frames, frames: int, noise_augmentation: Sequence[int], augmentation_noise: torch.Tensor
-) -> torch.Tensor:
-    """The same for several frames {index: `[1, 4, 1, h, w]`}, 0 among them; noise_augmentation: for every frame."""
     first = given[0]
+    levels = [noise_augmentation] * frames if isinstance(noise_augmentation, int) else noise_augmentation
     condition = torch.zeros(1, 5, frames, *first.shape[-2:], dtype=first.dtype, device=first.device)
     for index, frame in given.items():
-        noised = add_noise(frame.to(first), augmentation_noise.to(first), noise_augmentation[index])
+        noised = add_noise(frame.to(first), augmentation_noise.to(first), levels[index])
         condition[:, :4, index : index + 1] = noised
         condition[:, 4, index] = 1
     return condition

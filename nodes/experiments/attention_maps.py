@@ -19,10 +19,8 @@ class AttentionMaps(io.ComfyNode):
             node_id="KandinskyVideoAttentionMaps",
             display_name="Attention Maps",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Shows where in the frames the keyframe U-Net attends to each word of a prompt, from one forward pass "
-                "over the given frames with noise."
-            ),
+            description="Shows where in the frames the keyframe U-Net attends to each word of a prompt, from one "
+            "forward pass over the given frames with noise.",
             search_aliases=["kandinsky", "cross-attention", "heat map", "words"],
             inputs=[
                 inputs.model("keyframe"),
@@ -55,7 +53,7 @@ class AttentionMaps(io.ComfyNode):
                     "sheet",
                     tooltip="One row per word, one column per frame. Beside each word stands its share of all "
                     "attention; every row is scaled to its own range.",
-                ),
+                )
             ],
         )
 

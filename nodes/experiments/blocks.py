@@ -23,10 +23,8 @@ class SwitchBlocks(io.ComfyNode):
             node_id="KandinskyVideoSwitchBlocks",
             display_name="Switch Blocks",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Switches parts of a U-Net off, to see what each does. The loaded model stays as it is: only sampling "
-                "with this node's model skips them. Several of these nodes in a row add up."
-            ),
+            description="Switches parts of a U-Net off, to see what each does. The loaded model stays as it is: only "
+            "sampling with this node's model skips them. Several of these nodes in a row add up.",
             search_aliases=["kandinsky", "ablation", "skip layer", "block bypass"],
             inputs=[
                 io.Model.Input("model", tooltip="Either U-Net from Load U-Net."),

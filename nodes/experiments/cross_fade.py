@@ -13,22 +13,20 @@ class CrossFade(io.ComfyNode):
             node_id="KandinskyVideoCrossFade",
             display_name="Cross-Fade Frames",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Adds three frames between every two that fade from one to the other, without a model: the baseline "
-                "for Interpolate Frames. F frames become 4F - 3, as there."
-            ),
+            description="Adds three frames between every two that fade from one to the other, without a model: the "
+            "baseline for Interpolate Frames. F frames become 4F - 3, as there.",
             search_aliases=["kandinsky", "blend frames", "linear interpolation", "baseline"],
             inputs=[
                 inputs.sequence(
                     "samples", "Keyframes, or a video that was interpolated or faded before; at least 2 frames."
-                ),
+                )
             ],
             outputs=[
                 sockets.VideoLatent.Output(
                     "video",
                     tooltip="All frames in order, latent [1, 4, 4F - 3, h, w]. The three new frames hold 3/4, 2/4 and "
                     "1/4 of the left frame and the rest of the right one.",
-                ),
+                )
             ],
         )
 

@@ -16,10 +16,8 @@ class ParameterCurve(io.ComfyNode):
             node_id="KandinskyVideoParameterCurve",
             display_name="Parameter Curve",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Lets a parameter of a sampling stage change along the frames, and guidance also during sampling. "
-                "Chain several for several parameters."
-            ),
+            description="Lets a parameter of a sampling stage change along the frames, and guidance also during "
+            "sampling. Chain several for several parameters.",
             search_aliases=["kandinsky", "schedule", "keyframes", "motion", "guidance interval", "prompt travel"],
             inputs=[
                 io.Combo.Input(
@@ -77,7 +75,7 @@ class ParameterCurve(io.ComfyNode):
             outputs=[
                 sockets.Curves.Output(
                     "curves", tooltip="The curves for Sample Keyframes, Interpolate Frames or their guiders."
-                ),
+                )
             ],
         )
 
@@ -101,10 +99,8 @@ class TextOverTime(io.ComfyNode):
             node_id="KandinskyVideoTextOverTime",
             display_name="Encode Text over Time",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Encodes several prompts, each of which applies from its frame onward. The model was trained with one "
-                "prompt per clip: after a change, its layers over time carry on a part of the old one."
-            ),
+            description="Encodes several prompts, each of which applies from its frame onward. The model was trained "
+            "with one prompt per clip: after a change, its layers over time carry on a part of the old one.",
             search_aliases=["kandinsky", "prompt schedule", "prompt travel", "prompt switch"],
             inputs=[
                 inputs.text_encoder(),
@@ -124,7 +120,7 @@ class TextOverTime(io.ComfyNode):
                     "conditioning",
                     tooltip="The prompts over time, for positive or negative of Sample Keyframes, Interpolate Frames "
                     "or their guiders. Sample First Frame uses the first prompt.",
-                ),
+                )
             ],
         )
 

@@ -30,10 +30,8 @@ class DDPMSampler(io.ComfyNode):
             node_id="KandinskyVideoDDPM",
             display_name="DDPM (published)",
             category=inputs.EXPERIMENTS,
-            description=(
-                "The default sampler of every stage. Together with Published Schedule and a stage's guider, "
-                "SamplerCustomAdvanced gives exactly that stage's result for the same seed."
-            ),
+            description="The default sampler of every stage. Together with Published Schedule and a stage's guider, "
+            "SamplerCustomAdvanced gives exactly that stage's result for the same seed.",
             search_aliases=["kandinsky", "sampler", "ancestral", "ddpm"],
             inputs=[],
             outputs=[
@@ -41,7 +39,7 @@ class DDPMSampler(io.ComfyNode):
                     "sampler",
                     tooltip="The original's ancestral sampler. The noise of its steps comes from the noise node's "
                     "seed, drawn on the CPU.",
-                ),
+                )
             ],
         )
 
@@ -57,10 +55,8 @@ class PublishedSchedule(io.ComfyNode):
             node_id="KandinskyVideoSigmas",
             display_name="Published Schedule",
             category=inputs.EXPERIMENTS,
-            description=(
-                "The noise levels of the original's sampling, and one more spacing of the same levels, for "
-                "SamplerCustomAdvanced or for sigmas of a stage."
-            ),
+            description="The noise levels of the original's sampling, and one more spacing of the same levels, for "
+            "SamplerCustomAdvanced or for sigmas of a stage.",
             search_aliases=["kandinsky", "scheduler", "sigmas", "steps", "karras"],
             inputs=[
                 io.Model.Input("model", tooltip="Either U-Net from Load U-Net; both have the same noise levels."),
@@ -85,9 +81,7 @@ class PublishedSchedule(io.ComfyNode):
                     step=0.01,
                 ),
             ],
-            outputs=[
-                io.Sigmas.Output("sigmas", tooltip="The noise levels [steps + 1], falling, the last one 0."),
-            ],
+            outputs=[io.Sigmas.Output("sigmas", tooltip="The noise levels [steps + 1], falling, the last one 0.")],
         )
 
     @classmethod
@@ -102,10 +96,8 @@ class FirstFrameGuider(io.ComfyNode):
             node_id="KandinskyVideoFirstFrameGuider",
             display_name="First Frame Guider",
             category=inputs.EXPERIMENTS,
-            description=(
-                "The guidance of Sample First Frame on its own, for ComfyUI's SamplerCustomAdvanced. Import the "
-                "sampled latent with Import Latent, kind frame."
-            ),
+            description="The guidance of Sample First Frame on its own, for ComfyUI's SamplerCustomAdvanced. Import "
+            "the sampled latent with Import Latent, kind frame.",
             search_aliases=["kandinsky", "guider", "custom sampler", "text to image"],
             inputs=[
                 inputs.model("keyframe"),
@@ -130,10 +122,8 @@ class KeyframeGuider(io.ComfyNode):
             node_id="KandinskyVideoKeyframeGuider",
             display_name="Keyframe Guider",
             category=inputs.EXPERIMENTS,
-            description=(
-                "The three-branch guidance of Sample Keyframes on its own, for ComfyUI's SamplerCustomAdvanced. Import "
-                "the sampled latent with Import Latent, kind keyframes."
-            ),
+            description="The three-branch guidance of Sample Keyframes on its own, for ComfyUI's "
+            "SamplerCustomAdvanced. Import the sampled latent with Import Latent, kind keyframes.",
             search_aliases=["kandinsky", "guider", "custom sampler", "three branches", "dual cfg"],
             inputs=[
                 *inputs.clip(),
@@ -164,10 +154,8 @@ class InterpolationGuider(io.ComfyNode):
             node_id="KandinskyVideoInterpolationGuider",
             display_name="Interpolation Guider",
             category=inputs.EXPERIMENTS,
-            description=(
-                "The guidance of Interpolate Frames on its own, for ComfyUI's SamplerCustomAdvanced. Fill Gaps puts "
-                "the sampled frames between the given ones."
-            ),
+            description="The guidance of Interpolate Frames on its own, for ComfyUI's SamplerCustomAdvanced. Fill Gaps "
+            "puts the sampled frames between the given ones.",
             search_aliases=["kandinsky", "guider", "custom sampler", "frame interpolation"],
             inputs=[*inputs.gaps(), inputs.negative(), inputs.curves(f"{Interpolation.CURVED[0]}, one value per gap")],
             outputs=guider_outputs("empty [1, 12, gaps, h, w], three frames per gap"),
@@ -196,7 +184,7 @@ class FillGaps(io.ComfyNode):
             outputs=[
                 sockets.VideoLatent.Output(
                     "video", tooltip="All frames in order, latent [1, 4, 4F - 3, h, w], for Decode Video."
-                ),
+                )
             ],
         )
 

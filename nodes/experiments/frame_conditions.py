@@ -17,10 +17,8 @@ class FrameCondition(io.ComfyNode):
             node_id="KandinskyVideoFrameCondition",
             display_name="Frame Condition",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Gives Sample Keyframes more frames than the first: a last frame, several in a row, or any other. "
-                "Chain several for several places. The model was trained with a first frame only."
-            ),
+            description="Gives Sample Keyframes more frames than the first: a last frame, several in a row, or any "
+            "other. Chain several for several places. The model was trained with a first frame only.",
             search_aliases=["kandinsky", "last frame", "first and last frame", "inpaint frames", "extend", "loop"],
             inputs=[
                 inputs.any_latent(
@@ -53,7 +51,7 @@ class FrameCondition(io.ComfyNode):
             outputs=[
                 sockets.FrameConditions.Output(
                     "frame_conditions", tooltip="All given frames, for Sample Keyframes or Keyframe Guider."
-                ),
+                )
             ],
         )
 
@@ -70,10 +68,8 @@ class PickFrames(io.ComfyNode):
             node_id="KandinskyVideoPickFrames",
             display_name="Pick Frames",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Takes consecutive frames from keyframes or a video: the last ones of a clip to continue from, or a "
-                "single one to begin another clip with."
-            ),
+            description="Takes consecutive frames from keyframes or a video: the last ones of a clip to continue from, "
+            "or a single one to begin another clip with.",
             search_aliases=["kandinsky", "last frame", "cut latent", "extend"],
             inputs=[
                 inputs.sequence("samples", "Keyframes or a video to take frames from; it stays unchanged."),
@@ -86,7 +82,7 @@ class PickFrames(io.ComfyNode):
                 sockets.AnyLatent.Output(
                     "frames",
                     tooltip="A single frame as a first frame for Sample Keyframes; several keep their kind and pace.",
-                ),
+                )
             ],
         )
 
@@ -112,10 +108,8 @@ class JoinClips(io.ComfyNode):
             node_id="KandinskyVideoJoinClips",
             display_name="Join Clips",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Joins two clips as latents. Frames that both share, because the second clip continues from the first "
-                "one's last frames, are kept once."
-            ),
+            description="Joins two clips as latents. Frames that both share, because the second clip continues from "
+            "the first one's last frames, are kept once.",
             search_aliases=["kandinsky", "concatenate", "extend", "append", "crossfade"],
             inputs=[
                 inputs.sequence("first", "The clip that comes first."),
@@ -134,7 +128,7 @@ class JoinClips(io.ComfyNode):
                     "samples",
                     tooltip="One clip of the same kind at the pace of the first, [1, 4, frames of both less overlap, "
                     "h, w].",
-                ),
+                )
             ],
         )
 

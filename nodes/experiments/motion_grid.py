@@ -20,10 +20,8 @@ class MotionGrid(io.ComfyNode):
             node_id="KandinskyVideoMotionGrid",
             display_name="Motion Grid",
             category=inputs.EXPERIMENTS,
-            description=(
-                "Samples keyframes from one first frame and one seed for every motion score and noise augmentation of "
-                "two lists, and shows them side by side."
-            ),
+            description="Samples keyframes from one first frame and one seed for every motion score and noise "
+            "augmentation of two lists, and shows them side by side.",
             search_aliases=["kandinsky", "xy plot", "sweep", "noise augmentation"],
             inputs=[
                 *(clip[id] for id in ("model", "positive", "first_frame", "frames")),

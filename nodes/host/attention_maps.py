@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 
 from ...kv_core.networks.attention import CrossAttentionBlock
-from ...kv_core.sampling.frames import first_frame_condition
+from ...kv_core.sampling.frames import frames_condition
 from ...kv_core.sampling.settings import Keyframes
 from .guiders import Prompts, check_prompts
 from .patches import layers
@@ -88,5 +88,6 @@ def _with_first_frame(positive, samples, noise):
     branch = KeyframeBranch("image")
     if frames > 1:
         level = Keyframes.noise_augmentation
-        branch = KeyframeBranch("video", first_frame_condition(first, frames, level, noise.augmentation(first.shape)))
+        condition = frames_condition({0: first}, frames, level, noise.augmentation(first.shape))
+        branch = KeyframeBranch("video", condition)
     return with_branch(first_texts(positive), branch)

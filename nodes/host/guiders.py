@@ -197,8 +197,7 @@ def keyframes(
     _check_frames(stage, "keyframes", frames, positive, unconditional)
     show, hold = place_conditions(settings.conditions, first_frame, frames)
     augmentation = settings.value("noise_augmentation", frames)
-    by_frame = augmentation if isinstance(augmentation, list) else [augmentation] * frames
-    condition = frames_condition(show, frames, by_frame, noise.augmentation(first_frame.shape))
+    condition = frames_condition(show, frames, augmentation, noise.augmentation(first_frame.shape))
     latent = _keyframe_latent(settings, hold, first_frame)
     with_frame = KeyframeBranch("video", condition, settings.value("motion_score", frames), augmentation)
     without_frame = replace(with_frame, condition=None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kv_core.sampling.diffusion import add_noise
-from kv_core.sampling.frames import FrameCondition, first_frame_condition, frames_condition, join, place_conditions
+from kv_core.sampling.frames import FrameCondition, frames_condition, join, place_conditions
 
 
 def frames(count, value, size=8):
@@ -18,7 +18,7 @@ def test_the_first_frame_alone_is_the_published_condition():
     noise = torch.rand(1, 4, 1, 8, 8)
     expected = torch.zeros(1, 5, 3, 8, 8)
     expected[:, :4, :1], expected[:, 4, 0] = add_noise(FIRST, noise, 20), 1
-    assert torch.equal(first_frame_condition(FIRST, 3, 20, noise), expected)
+    assert torch.equal(frames_condition({0: FIRST}, 3, 20, noise), expected)
 
 
 def test_each_frame_is_noised_as_much_as_its_place_says():
