@@ -142,6 +142,14 @@ def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
         tiny.keyframes(CIRCLE, PROMPT, sigmas=wrong)
 
 
+@pytest.mark.parametrize("timesteps", [(500, 300, 700), (700, 300, 500), (300, 300)])
+def test_the_published_sampler_refuses_sigmas_that_do_not_fall(tiny, published, timesteps):
+    """Through SamplerCustomAdvanced they reach it unchecked, and a step upwards has a negative variance."""
+    levels = tiny.unet.get_model_object("model_sampling").sigmas[list(timesteps)]
+    with pytest.raises(ValueError, match=r"DDPM \(published\) needs sigmas that fall, but got \["):
+        sample(*keyframe_guider(tiny), levels, published)
+
+
 def test_a_foreign_model_has_no_published_schedule(tiny):
     class Stranger:
         def get_model_object(self, name):
