@@ -211,6 +211,14 @@ def test_attention_sheet(clip):
     empty = clip.node("TextEncode", text_encoder=clip.results["text_encoder"], text="", projection="base")
     with pytest.raises(ValueError, match="needs a prompt of at least one word"):
         clip.node("AttentionMaps", samples=clip.results["encoded"], level="all", **inputs | {"positive": empty})
+    changing = clip.node(
+        "TextOverTime",
+        text_encoder=clip.results["text_encoder"],
+        text=f"0: {PROMPT}; 6: a blue cross",
+        projection="base",
+    )
+    first = clip.node("AttentionMaps", samples=clip.results["keyframes"], level="1", **inputs | {"positive": changing})
+    assert torch.equal(first, sheet), "prompts over time are shown as their first one"
     from nodes import ConditioningConcat
 
     off = clip.node(
