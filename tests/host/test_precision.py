@@ -156,6 +156,7 @@ def test_weights_left_behind(pack_nodes, card, dtype, free):
 
 
 # Baked in, a weight is rounded to int8 once more; added on the way, it is not.
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype, error", [("fp32", 1e-5), ("int8", 4e-2)])
 @torch.inference_mode()
 def test_a_lora_on_weights_left_behind(stages, parts, card, dtype, error):

@@ -1,5 +1,6 @@
 """ComfyUI's Train LoRA walks through conditionings, and trains these U-Nets."""
 
+import pytest
 import torch
 
 INPUTS = {
@@ -24,6 +25,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.thorough
 def test_a_lora_is_trained_on_keyframes(clip, adapters):
     from comfy_extras.nodes_train import TrainLoraNode
 

@@ -79,7 +79,7 @@ def pixels_of(content):
 def named(prompt):
     """Numbers of the colour, shape, direction and background that a prompt of the toy world names."""
     ids, _ = words.tokens([prompt])
-    return [words.named(ids, kind).item() - 1 for kind in words.ATTRIBUTES]
+    return [words.label(ids, names).item() - 1 for names in words.ATTRIBUTES]
 
 
 def graphs_of(workflow):
