@@ -64,13 +64,19 @@ class Clip:
         if self.fps not in SKIP_FRAMES:
             raise ValueError(f"fps is {self.fps!r}, expected one of {', '.join(SKIP_FRAMES)}.")
         check_size(self.width, self.height)
+        if not isinstance(self.steps, (tuple, list)) or len(self.steps) != 3:
+            raise ValueError(f"steps is {self.steps}, expected those of first frame, keyframes and interpolation.")
         self.stages  # noqa: B018  makes and so checks them
 
+    @property
+    def drawn(self) -> FirstFrame:
+        """The settings of a first frame that is drawn, at twice the clip's size."""
+        return FirstFrame(2 * self.width, 2 * self.height, self.key_frame_guidance_scale)
+
     @cached_property
-    def stages(self) -> tuple[FirstFrame, Keyframes, list[Interpolation], list[Run]]:
-        """What each stage is told."""
+    def stages(self) -> tuple[Keyframes, list[Interpolation], list[Run]]:
+        """The settings of keyframes and interpolations, and the runs of all three stages."""
         return (
-            FirstFrame(2 * self.width, 2 * self.height, self.key_frame_guidance_scale),
             Keyframes(
                 self.keyframes,
                 motion_score(self.motion),
@@ -105,7 +111,6 @@ class KandinskyVideoPipeline:
         self.movq, self.video_movq = movq, video_movq
         self.noise = noise
 
-    @torch.no_grad()
     def __call__(
         self, prompt: str, image: Image.Image | None = None, *, progress: Progress = None, **settings: Any
     ) -> list[Image.Image]:
@@ -114,10 +119,12 @@ class KandinskyVideoPipeline:
         image: a Pillow image to begin with; left out, one is drawn. settings: fields of Clip. Raises ValueError.
         """
         clip = Clip(**settings)
-        drawn, moving, passes, (first_run, keyframe_run, gap_run) = clip.stages
+        moving, passes, (first_run, keyframe_run, gap_run) = clip.stages
+        if image is None:
+            clip.drawn  # noqa: B018  made and so checked before the work begins
         texts = self.encode_text(prompt, clip.negative_prompt)
         if image is None:
-            image = self.decode_image(self.first_frame(texts, drawn, first_run, progress))
+            image = self.decode_image(self.first_frame(texts, clip.drawn, first_run, progress))
         latents = self.encode_image(image, clip.width, clip.height)
         latents = self.keyframes(texts, latents, moving, keyframe_run, progress)
         for gaps in passes:
@@ -152,7 +159,7 @@ class KandinskyVideoPipeline:
         prompt, empty = self._branches(texts, null, unet)
         show, hold = frames.place_conditions(settings.conditions, first_frame, count)
         if hold or settings.init_video is not None:
-            raise ValueError("The Python call neither holds frames nor starts from a clip: use the nodes in ComfyUI.")
+            raise ValueError("The Python call neither holds frames nor starts from a clip.")
         augmentation = settings.value("noise_augmentation", count)
         condition = frames.frames_condition(show, count, augmentation, noise.augmentation(first_frame.shape))
         condition = _to(condition, unet)
@@ -192,22 +199,26 @@ class KandinskyVideoPipeline:
         predicted = self._sample(_INTERPOLATION, unet, predict, shape, run, self.noise(run.seed), progress)
         return frames.interleave(latents, predicted.to(latents))
 
+    @torch.no_grad()
     def encode_image(self, image: Image.Image, width: int, height: int) -> torch.Tensor:
         """A Pillow image, fitted to `width` x `height` -> its latent `[1, 4, 1, height / 8, width / 8]`."""
         check_size(width, height)
         pixels = images.to_pixels(images.fit(image, width, height))
         return self.movq.encode(_to(pixels, self.movq))[:, :, None]
 
+    @torch.no_grad()
     def decode_image(self, latent: torch.Tensor) -> Image.Image:
         """A latent `[1, 4, 1, h, w]` -> a Pillow image."""
         return images.to_images(images.to_bytes(self.movq.decode(_to(latent[:, :, 0], self.movq))))[0]
 
+    @torch.no_grad()
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `[1, 4, t, h, w]` -> 8-bit frames `[t, 8h, 8w, 3]`, on the CPU."""
         frames_first = _to(latents[0].transpose(0, 1), self.video_movq)
         chunks = frames_first.split(decode_chunks(frames_first.shape[0]))
         return torch.cat([images.to_bytes(self.video_movq.decode(chunk)).cpu() for chunk in chunks])
 
+    @torch.no_grad()
     def _encode(self, text: str) -> Encoded:
         tokens = self.tokenizer(text)
         if tokens.cut:
@@ -225,6 +236,7 @@ class KandinskyVideoPipeline:
         negative = negative or null_context(null_embedding, positive[0])
         return [Text.unpadded(_to(context, unet), mask) for context, mask in (positive, negative)]
 
+    @torch.no_grad()
     def _sample(self, stage, unet, predict, shape, run, noise, progress):
         if run.sampler is not None or run.sigmas is not None or run.denoise != 1:
             raise ValueError("The Python call samples as published: leave out sampler, sigmas and denoise.")
@@ -232,16 +244,14 @@ class KandinskyVideoPipeline:
         timesteps = spacing(run.steps)
 
         def denoise(sample, timestep):
+            if progress:
+                progress(name, timesteps.index(timestep), len(timesteps))
             done = 1 - timestep / (diffusion.TRAINING_STEPS - 1)
             output = predict(sample, torch.tensor([timestep], device=sample.device), done)
             return diffusion.predict_x0(sample, output, timestep, prediction)
 
-        def callback(index, x0, sample):
-            if progress:
-                progress(name, index, len(timesteps))
-
         initial = noise.initial(shape).to(_weight(unet))
-        samples = diffusion.sample_ddpm(denoise, initial, timesteps, noise.step, callback)
+        samples = diffusion.sample_ddpm(denoise, initial, timesteps, noise.step)
         if not samples.isfinite().all():
             raise ValueError(f"The {name} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32.")
         return samples
@@ -291,6 +301,7 @@ def get_T2V_pipeline(device_map, cache_dir="weights", dtype_map=None):  # noqa: 
 
 def load_pipeline(paths, device_map, dtype_map=None):
     """The same from files of any name: `paths` has one for every name in FILE_STEMS."""
+    tokenizer = load_tokenizer(paths["text_encoder"])
     models, nulls = {}, {}
     for part, model_class in _CLASSES.items():
         checkpoint = open_checkpoint(paths[part], expect=part)
@@ -299,7 +310,7 @@ def load_pipeline(paths, device_map, dtype_map=None):
         nulls[part] = checkpoint.null_embedding
     return KandinskyVideoPipeline(
         _load_text_model(paths["text_encoder"], paths["projections"], device_map, dtype_map),
-        load_tokenizer(paths["text_encoder"]),
+        tokenizer,
         (models["keyframe_unet"], nulls["keyframe_unet"]),
         (models["interpolation_unet"], nulls["interpolation_unet"]),
         models["image_movq"],

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..kv_core.sampling.frames import MOTION_SCORES
 from ..kv_core.sampling.settings import RANGES, FirstFrame, Interpolation, Keyframes, Run
 from . import sockets
+from .host.text_encoder import PROJECTIONS
 
 CATEGORY = "Kandinsky Video"
 EXPERIMENTS = f"{CATEGORY}/experiments"
@@ -195,7 +196,7 @@ def any_latent(id, tooltip):
 def projection():
     return io.Combo.Input(
         "projection",
-        options=["base", "interpolation"],
+        options=list(PROJECTIONS),
         default="base",
         tooltip="Which projection follows the encoder. base: the original's choice for every stage; interpolation: the "
         "one trained for Interpolate Frames.",

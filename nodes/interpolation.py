@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..kv_core.sampling.curves import whole_numbers
-from ..kv_core.sampling.settings import Interpolation, Run
+from ..kv_core.sampling.settings import RANGES, Interpolation, Run
 from . import inputs, sockets
 from .host import guiders, progress, sampling
 
@@ -14,7 +14,7 @@ AUTO_SKIP_FRAMES = {"keyframes": 3, "video": 1}
 def settings(samples, skip_frames, gap_lengths="", **given):
     """The frames `[1, 4, F, h, w]` of keyframes or a video, and what the inputs of their gaps come to."""
     frames = sockets.samples_of(samples, "keyframes", "video", for_unet=True, least=2)
-    lengths = tuple(whole_numbers(gap_lengths, "gap_lengths", 0, 19))
+    lengths = tuple(whole_numbers(gap_lengths, "gap_lengths", *RANGES["skip_frames"]))
     same = AUTO_SKIP_FRAMES[samples["kind"]] if skip_frames == "auto" else int(skip_frames)
     return frames, Interpolation(lengths or same, **given)
 

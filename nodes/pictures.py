@@ -7,7 +7,7 @@ from ..kv_core.pictures import images, latent_rgb, sheets
 from .host import progress
 from .host.patchers import finite
 
-TINY_SIDE = 16  # latent pixels; only the tiny models make images this small
+TINY_SIDE = 16  # latent pixels; images this small are taken for the tiny model's
 
 
 def encode(stage, movq, image, width, height):

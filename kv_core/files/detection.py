@@ -174,7 +174,7 @@ def _kind_and_prefix(shapes: Shapes, name: str) -> tuple[str, str]:
 
 
 def _expected_shapes(detected: Detected) -> dict[str, tuple[int, ...]]:
-    # The classes are imported here because reading a file's header needs none of them.
+    # Imported here, as transformers takes seconds to import and what only asks for names needs none of these.
     from ..networks.interpolation_unet import InterpolationUNet
     from ..networks.keyframe_unet import KeyframeUNet
     from ..networks.movq import MoVQ

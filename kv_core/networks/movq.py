@@ -267,6 +267,6 @@ class MoVQ(nn.Module):
 
 
 def decode_chunks(frames):
-    """Lengths of the chunks the video decoder takes a clip in: as near to four frames as divides it, as published."""
+    """Lengths of the chunks in which the video decoder takes a clip, as published: about four frames, then the rest."""
     size = -(-frames // max(frames // 4, 1))
     return [min(size, frames - start) for start in range(0, frames, size)]

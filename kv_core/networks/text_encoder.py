@@ -183,12 +183,12 @@ class Tokenizer:
         return [*words, (end, 1)]
 
 
-def load_tokenizer(folder):
-    """The tokenizer in a local `folder`; nothing is downloaded, and no code in the folder is run.
+def load_tokenizer(path):
+    """The tokenizer in a local folder, or beside a file; nothing is downloaded, and no code in the folder is run.
 
     Raises FileNotFoundError where there is none, and ValueError for one that cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     # Without it, transformers would need further libraries to read spiece.model.
     if not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{folder} holds no tokenizer.json: copy it there from Flan-UL2's repository.")

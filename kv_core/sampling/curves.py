@@ -106,6 +106,11 @@ class Curve:
     interpolation: str = "step"
     drawn: Callable[[float], float] | None = None
 
+    def __post_init__(self) -> None:
+        frames = [frame for frame, _ in self.points]
+        if not frames or any(after <= before for before, after in zip(frames, frames[1:])):
+            raise ValueError(f"A curve has points at the frames {frames}, expected at least one, and rising ones.")
+
     @property
     def last_begins(self) -> int:
         """The first frame that its last entry acts on; 0 where it is the only one."""
@@ -162,7 +167,7 @@ class ParameterCurve:
             )
 
     def acts(self, progress: float) -> bool:
-        return self.start_percent <= progress < self.end_percent or progress >= 1 == self.end_percent
+        return self.start_percent <= progress and (progress < self.end_percent or self.end_percent == 1)
 
 
 def value_at(

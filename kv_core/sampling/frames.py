@@ -33,7 +33,7 @@ def frames_condition(
     return condition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameCondition:
     """Frames `[1, 4, n, h, w]` given for the places from `position` on; a negative one counts from the clip's end.
 

@@ -6,13 +6,14 @@ The nodes take the ranges and defaults of their inputs from here, so a graph and
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from .curves import ParameterCurve, value_at
+from .curves import WHOLE, ParameterCurve, value_at
 from .diffusion import SeededNoise
 from .frames import KEYFRAMES, FrameCondition
 
@@ -49,8 +50,8 @@ def check_number(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a number in the range of `name`, whole where that is."""
     low, high = RANGES[name]
     whole = isinstance(low, int)
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (whole and value != int(value)):
+    fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name} is {value}, expected a {'whole ' if whole else ''}number from {low:g} to {high:g}.")
 
 
@@ -73,9 +74,10 @@ class _WithCurves(_Checked):
         for curve in self.curves:
             if curve.parameter not in self.CURVED:
                 raise ValueError(
-                    f"This stage has no {curve.parameter} that could follow a curve: choose {' or '.join(self.CURVED)} "
-                    "in Parameter Curve."
+                    f"This stage has no {curve.parameter} that could follow a curve: choose {' or '.join(self.CURVED)}."
                 )
+            for _, value in curve.curve.points:
+                check_number(curve.parameter, round(value) if curve.parameter in WHOLE else value)
 
     def check_curves(self, count: int, unit: str) -> None:
         """Raises ValueError for a curve with an entry behind the last of `count` frames or gaps."""
@@ -112,7 +114,7 @@ class FirstFrame(_WithCurves):
         check_size(self.width, self.height)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keyframes(_WithCurves):
     """A clip of `frames` keyframes that begins with a given first frame.
 
@@ -161,7 +163,7 @@ class Interpolation(_WithCurves):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run(_Checked):
     """How a stage is sampled.
 

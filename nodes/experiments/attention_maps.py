@@ -83,12 +83,7 @@ def enlarged(maps, shape):
 
 def by_word(maps, positive):
     """(word, weights `[t, h, w]`) for each word of the first entry of a CONDITIONING, the sum over its tokens."""
-    context, prompt = positive[0][0], prompt_of(positive[0][1])
-    if not prompt.is_of(context):
-        raise ValueError(
-            "Attention Maps needs positive as Encode Text (Flan-UL2) gives it, but another node changed its text: "
-            "connect it directly."
-        )
+    prompt = prompt_of(positive[0][1])
     parts = maps.split([count for _, count in prompt.words], dim=-1)
     return [(word, part.sum(-1)) for (word, _), part in zip(prompt.words, parts)]
 

@@ -1,9 +1,8 @@
 """Looking into latents at any stage: as a sheet of frames, or against another latent."""
 
 from comfy_api.latest import io
-from einops import rearrange
 
-from ...kv_core.pictures import sheets
+from ...kv_core.pictures import images, sheets
 from .. import inputs, pictures, sockets
 
 
@@ -76,9 +75,8 @@ class Difference(io.ComfyNode):
             )
         maps, means, largest, psnr = sheets.differences(a, b.to(a))
         heat = sheets.heat(sheets.enlarged(maps / (brightest or maps.max().item() or 1)))
-        all_frames = sheets.differences(*(rearrange(x, "1 c f h w -> 1 c 1 (f h) w") for x in (a, b.to(a))))
+        whole = "all", means.mean(), largest.max(), images.psnr(a.cpu(), b.cpu().to(a.dtype), 2, None)
         rows = [f"{'frame':>5}  {'mean':>7}  {'largest':>7}  {'PSNR':>8}"]
-        named = [*zip(range(len(maps)), means, largest, psnr), ("all", *(number[0] for number in all_frames[1:]))]
-        for name, mean, most, ratio in named:
+        for name, mean, most, ratio in [*zip(range(len(maps)), means, largest, psnr), whole]:
             rows.append(f"{name:>5}  {mean:7.4f}  {most:7.4f}  {ratio:5.1f} dB")
         return io.NodeOutput(heat, "\n".join(rows))

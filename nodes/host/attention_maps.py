@@ -11,7 +11,7 @@ from ...kv_core.sampling.frames import frames_condition
 from ...kv_core.sampling.settings import Keyframes
 from .guiders import Prompts, check_prompts
 from .patches import layers
-from .prompts import KeyframeBranch, first_texts, with_branch
+from .prompts import KeyframeBranch, first_texts, prompt_of, with_branch
 from .unets import KeyframeModel
 
 
@@ -64,6 +64,11 @@ def attention_maps(model, positive, samples, timestep, noise):
     condition. With one frame the U-Net draws a first frame. Of prompts over time the first one is watched.
     """
     positive, _ = check_prompts("Attention Maps", model, KeyframeModel, Prompts(positive, positive))
+    if not prompt_of(positive[0][1]).is_of(positive[0][0]):
+        raise ValueError(
+            "Attention Maps needs positive as Encode Text (Flan-UL2) gives it, but another node changed its text: "
+            "connect it directly."
+        )
     clone = model.clone()
     clone.model_options.pop("context_handler", None)  # one pass over all frames is what is watched
     guider = comfy.samplers.CFGGuider(clone)

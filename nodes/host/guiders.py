@@ -36,8 +36,12 @@ class Guider(comfy.samplers.CFGGuider):
 
     def predictions(self, conds, scale, x, timestep, model_options):
         """What the model predicts for each of `conds`, behind the host's hooks for that."""
-        out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
         point = self.point(scale, x, timestep, model_options)
+        batched = model_options.get("sampler_calc_cond_batch_function")
+        if batched is not None:
+            out = batched({**point, "conds": conds})
+        else:
+            out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
         for function in model_options.get("sampler_pre_cfg_function", []):
             out = function({**point, "conds": conds, "conds_out": out})
         return out
@@ -118,26 +122,23 @@ class ThreeBranchGuider(Guider):
         self.inner_set_conds({"positive": full, "image": image, "negative": none})
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        replaced = model_options.get("sampler_cfg_function")
-        keep = replaced is not None or model_options.get("disable_cfg1_optimization", False)
+        replaced, after = (model_options.get(f"sampler_{name}") for name in ("cfg_function", "post_cfg_function"))
+        keep = replaced or after or model_options.get("disable_cfg1_optimization", False)
         text, image = (self.weight(name, x, timestep) for name in ("text_guidance", "image_guidance"))
         weights = {"positive": text, "image": image - text, "negative": 1 - image}
         conds = [self.conds[name] if keep or _any(weight) else None for name, weight in weights.items()]
         out = self.predictions(conds, text, x, timestep, model_options)
         point = self.point(text, x, timestep, model_options)
+        # The host's functions know guidance as u + text (c - u): these two give the same sum.
+        c, u = (diffusion.guide_three(*out, end, image) for end in (1, 0))
+        point |= {"cond_denoised": c, "uncond_denoised": u}
         if replaced is None:
             denoised = diffusion.guide_three(*out, text, image)
         else:
-            # The same sum as u + text (c - u), which is all that such a function knows.
-            c, u = (diffusion.guide_three(*out, end, image) for end in (1, 0))
-            denoised = x - replaced({
-                **point, "cond": x - c, "uncond": x - u, "cond_denoised": c, "uncond_denoised": u
-            })  # fmt: skip
-        for function in model_options.get("sampler_post_cfg_function", []):
-            denoised = function({
-                **point, "denoised": denoised, "cond": conds[0], "uncond": conds[2], "cond_denoised": out[0],
-                "uncond_denoised": out[2],
-            })  # fmt: skip
+            given = {"cond": x - c, "uncond": x - u, "input_cond": conds[0], "input_uncond": conds[2]}
+            denoised = x - replaced(point | given)
+        for function in after or ():
+            denoised = function({**point, "denoised": denoised, "cond": conds[0], "uncond": conds[2]})
         return denoised
 
 

@@ -17,15 +17,11 @@ from .patchers import Part, patch_network, to_host
 class MoVQ(Part):
     """Either autoencoder. Latents `[frames, 4, h, w]`; pixels `[frames, 3, H, W]` about [-1, 1], float32."""
 
-    def __init__(self, patcher, dtype, ch):
-        super().__init__(patcher, dtype)
-        self.ch = ch
-
     def encode(self, pixels):
         """One image's pixels `[1, 3, H, W]` -> its latent `[1, 4, H/8, W/8]`."""
         device = self.patcher.load_device
         with comfy.model_management.cuda_device_context(device):
-            model = self.load(memory.movq_encode(*pixels.shape[2:], self.ch, self.dtype))
+            model = self.load(memory.movq_encode(*pixels.shape[2:], self.patcher.model.ch, self.dtype))
             return to_host(model.encode(pixels.to(device, self.dtype)))
 
     def encode_each(self, pictures, count):
@@ -45,8 +41,8 @@ class MoVQ(Part):
         device = self.patcher.load_device
         progress = comfy.utils.ProgressBar(latents.shape[0])
         with comfy.model_management.cuda_device_context(device):
-            sides = [8 * min(side, tile or side) for side in latents.shape[2:]]
-            model = self.load(memory.movq_decode(max(chunks), *sides, self.ch, self.dtype))
+            sides = [8 * side for side in tiles.largest(latents.shape[2:], tile)]
+            model = self.load(memory.movq_decode(max(chunks), *sides, self.patcher.model.ch, self.dtype))
             for chunk in latents.split(chunks):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 pixels, tile = self._decode_chunk(model, chunk.to(device, self.dtype), tile)
@@ -60,8 +56,9 @@ class MoVQ(Part):
                 return tiles.decode(model, chunk, tile), tile
             except Exception as error:  # only the host knows which ones mean that memory ran out
                 comfy.model_management.raise_non_oom(error)
-                smaller = (tile or max(chunk.shape[2:])) // 2
-                if smaller < tiles.LEAST:
+                most = max(chunk.shape[2:])
+                smaller = min(tile or most, most) // 2
+                if smaller < max(tiles.LEAST, most // 2):  # statistics are taken at half the size, whatever the tile
                     raise
             # Beyond the exception, which holds what was computed so far.
             tile = smaller
@@ -84,8 +81,7 @@ def _exact_attention(q, k, v, heads, mask=None, options=None):
 
 def load_movq(path, part, weight_dtype="default"):
     """Loads "image_movq" or "video_movq"; raises ValueError for any other file."""
-    patcher = movq_patcher(path, part, weight_dtype)
-    return MoVQ(patcher, patcher.model.manual_cast_dtype, patcher.model.ch)
+    return MoVQ(movq_patcher(path, part, weight_dtype))
 
 
 def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):

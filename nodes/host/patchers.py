@@ -22,14 +22,18 @@ def patch_network(network, compute, load_device, offload_device, disable_dynamic
 
 
 class Part:
-    """What sockets of model parts carry: a network under a patcher; `dtype` is the type it computes in.
+    """What sockets of model parts carry: a network under a patcher.
 
     By `.patcher`, `.is_dynamic()` and `.get_models()` the host keeps its account of memory.
     """
 
-    def __init__(self, patcher, dtype):
+    def __init__(self, patcher):
         self.patcher = patcher
-        self.dtype = dtype
+
+    @property
+    def dtype(self):
+        """The type it computes in."""
+        return self.patcher.model.manual_cast_dtype
 
     def is_dynamic(self):
         return self.patcher.is_dynamic()

@@ -42,9 +42,11 @@ def layers(model, kinds):
     found = []
     for name, kind in model.model.layers.items():
         if issubclass(kind, kinds):
-            path, index = (*name.split("."), "")[:2]
-            level = {"down_samples": index, "up_samples": index and depth - 1 - int(index)}.get(path)
-            found.append((f"diffusion_model.{name}", None if level is None else int(level)))
+            path, *rest = name.split(".")
+            level = None
+            if path in ("down_samples", "up_samples"):
+                level = int(rest[0]) if path == "down_samples" else depth - 1 - int(rest[0])
+            found.append((f"diffusion_model.{name}", level))
     return found
 
 
@@ -65,7 +67,7 @@ def switch_off(model, temporal=False, pooling=False, self_attention=(), cross_at
     cross_attention: numbers of levels whose attention adds nothing; their feed-forward stays.
     """
     clone = model.clone()
-    skipped = (*TEMPORAL * temporal, *(AttentionPooling,) * pooling)
+    skipped = (TEMPORAL if temporal else ()) + ((AttentionPooling,) if pooling else ())
     for name, _ in layers(model, skipped):
         clone.add_object_patch(name, Skip())
     for kind, levels in (("self_attention", self_attention), ("cross_attention", cross_attention)):

@@ -12,14 +12,14 @@ import torch
 
 from ...kv_core.networks.attention import Text
 from ...kv_core.networks.text_encoder import null_context
-from ...kv_core.sampling.settings import Keyframes
+from ...kv_core.sampling.settings import Interpolation, Keyframes
 
 KEY = "kandinsky_video"
 
 Encoded = tuple[torch.Tensor, torch.Tensor]  # context `[1, n, d]` and mask `[1, n]`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeyframeBranch:
     """mode: "image" or "video". condition `[1, 5, F, h, w]`: latent and mask, None for zeros.
 
@@ -32,22 +32,21 @@ class KeyframeBranch:
     noise_augmentation: int | list[int] = Keyframes.noise_augmentation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InterpolationBranch:
     """neighbours `[1, 8, G, h, w]`: left and right frame of every gap, None where no temporal layer acts."""
 
     neighbours: torch.Tensor | None = None
-    skip_frames: int | tuple[int, ...] = 1
+    skip_frames: int | tuple[int, ...] = Interpolation.skip_frames
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """texts: ((frame, (context, mask)), ...), each from its frame or gap on; the first is the conditioning's own.
 
-    projection: the name of the one that made them. words: of the first text, pairs of a word and its number of tokens.
+    words: of the first text, pairs of a word and its number of tokens.
     """
 
-    projection: str
     words: tuple[tuple[str, int], ...]
     texts: tuple[tuple[int, Encoded], ...]
     branch: KeyframeBranch | InterpolationBranch | None = None

@@ -1,7 +1,6 @@
 """What the KV_TEXT_ENCODER socket carries, and how it is loaded."""
 
 import logging
-from pathlib import Path
 
 import comfy.model_management
 import torch
@@ -19,11 +18,16 @@ class TextEncoder(Part):
     """Flan-UL2 with its projections. It computes in float32 whatever its weights are stored in, as published."""
 
     def __init__(self, patcher, tokenizer):
-        super().__init__(patcher, torch.float32)
+        super().__init__(patcher)
         self.tokenizer = tokenizer
 
     def encode(self, text, projection):
         """Text -> context `[1, n, d]` float32 and its mask int64 `[1, n]`; warns where the text is cut."""
+        known = self.patcher.model.projections
+        if projection not in known:
+            raise ValueError(
+                f"The projections file has no {projection}, only {' and '.join(known)}: choose another file."
+            )
         tokens = self.tokenizer(text)
         if tokens.cut:
             logging.warning(f"The prompt is longer than {TOKENS} tokens; the rest is not read: {text[:60]}...")
@@ -47,13 +51,13 @@ def encode_prompts(text_encoder, prompts, projection):
         texts = [(frame, text_encoder.encode(text, PROJECTIONS[projection])) for frame, text in prompts]
     for _, (context, _) in texts:
         finite(context, "The text encoder")
-    return conditioning(Prompt(projection, tuple(text_encoder.tokenizer.words(prompts[0][1])), tuple(texts)))
+    return conditioning(Prompt(tuple(text_encoder.tokenizer.words(prompts[0][1])), tuple(texts)))
 
 
 def load_text_encoder(path, projections_path, weight_dtype="default"):
     """Loads Flan-UL2 from a folder or a file beside its tokenizer, and the projections file that goes with it."""
     try:
-        tokenizer = load_tokenizer(path if Path(path).is_dir() else Path(path).parent)
+        tokenizer = load_tokenizer(path)
     except FileNotFoundError:
         files.open_checkpoint(path, expect="text_encoder")  # says so first where the file is no encoder
         raise

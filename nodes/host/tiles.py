@@ -37,6 +37,12 @@ def decode(movq, chunk, tile):
     return rearrange(pixels, "1 c f h w -> f c h w")
 
 
+def largest(sides, tile):
+    """Height and width, in latent pixels, of the largest map that `decode` makes at once."""
+    whole = not tile or tile >= max(sides)
+    return sides if whole else [min(side, max(tile, -(-side // 2))) for side in sides]
+
+
 def _statistics(movq, norms, chunk):
     # Variance and mean `[f, groups]` of what every norm sees.
     seen = {}

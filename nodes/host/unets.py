@@ -140,19 +140,22 @@ def _one_by_one(value, count):
 
 
 class VideoModel(comfy.model_base.BaseModel):
-    """What both models share: text that is never padded by repetition, the null embedding, the memory estimate."""
+    """What both models share: text that is never padded by repetition, the null embedding, the memory estimate.
+
+    A model names the classes of its `config`, `unet` and `sampling`, its `prediction`, and its `branch` of a prompt.
+    """
 
     split_branches = False  # whether, in this run, all branches of the guidance at once are too much for the memory
 
-    def __init__(self, config, prediction, unet, sampling, null_embedding, model_channels):
-        super().__init__(config, prediction, device="meta", unet_model=unet)
+    def __init__(self, config, null_embedding):
+        super().__init__(config, self.prediction, device="meta", unet_model=self.unet)
         self.device = None  # where its weights are, which the patcher says
-        self.model_sampling = sampling()
+        self.model_sampling = self.sampling()
         self.null_embedding = null_embedding
-        self.model_channels = model_channels
+        self.model_channels = config.unet_config["model_channels"]
         # Of the network as it is made: in a run, a patch may stand in the place of a layer.
         self.layers = {name: type(module) for name, module in self.diffusion_model.named_modules()}
-        rgb, bias = latent_rgb.factors(model_channels)
+        rgb, bias = latent_rgb.factors(self.model_channels)
         self.latent_format.latent_rgb_factors, self.latent_format.latent_rgb_factors_bias = rgb, bias
 
     def extra_conds(self, **kwargs):
@@ -237,7 +240,8 @@ class VideoModel(comfy.model_base.BaseModel):
 class KeyframeModel(VideoModel):
     """Draws first frames and keyframes, latents `[1, 4, F, h, w]`."""
 
-    branch = prompts.KeyframeBranch
+    config, unet, sampling, branch = KeyframeConfig, HostKeyframeUNet, Epsilon, prompts.KeyframeBranch
+    prediction = comfy.model_base.ModelType.EPS
 
     def branch_conds(self, branch, noise, device):
         count = noise.shape[2]
@@ -263,7 +267,8 @@ class KeyframeModel(VideoModel):
 class InterpolationModel(VideoModel):
     """Predicts the three frames in every gap, latents `[1, 12, G, h, w]`."""
 
-    branch = prompts.InterpolationBranch
+    config, unet, sampling, branch = InterpolationConfig, HostInterpolationUNet, Velocity, prompts.InterpolationBranch
+    prediction = comfy.model_base.ModelType.V_PREDICTION
 
     def branch_conds(self, branch, noise, device):
         conditional = branch.neighbours is not None
@@ -281,16 +286,7 @@ class InterpolationModel(VideoModel):
         }
 
 
-_PARTS = {
-    "keyframe_unet": (KeyframeModel, KeyframeConfig, HostKeyframeUNet, comfy.model_base.ModelType.EPS, Epsilon),
-    "interpolation_unet": (
-        InterpolationModel,
-        InterpolationConfig,
-        HostInterpolationUNet,
-        comfy.model_base.ModelType.V_PREDICTION,
-        Velocity,
-    ),
-}
+MODELS = {"keyframe_unet": KeyframeModel, "interpolation_unet": InterpolationModel}
 
 
 def load_unet(path, weight_dtype="default", disable_dynamic=False):
@@ -298,11 +294,11 @@ def load_unet(path, weight_dtype="default", disable_dynamic=False):
 
     `weight_dtype`: a name from weights.WEIGHT_DTYPES; "default" leaves it to the host. Raises ValueError.
     """
-    checkpoint = files.open_checkpoint(path, expect=tuple(_PARTS))
+    checkpoint = files.open_checkpoint(path, expect=tuple(MODELS))
     state_dict = checkpoint.state_dict()
-    model_class, config_class, unet, prediction, sampling = _PARTS[checkpoint.part]
+    model_class = MODELS[checkpoint.part]
     load_device = comfy.model_management.get_torch_device()
-    config = config_class(checkpoint.config)
+    config = model_class.config(checkpoint.config)
     stored = weights.WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
         load_device,
         model_params=comfy.utils.calculate_parameters(state_dict),
@@ -312,8 +308,7 @@ def load_unet(path, weight_dtype="default", disable_dynamic=False):
     compute = comfy.model_management.unet_manual_cast(stored, load_device, config.supported_inference_dtypes)
     config.set_inference_dtype(weights.layer_dtype(stored, compute), compute)
     config.custom_operations = weights.operations(stored, compute, load_device)
-    channels = checkpoint.config["model_channels"]
-    model = model_class(config, prediction, unet, sampling, checkpoint.null_embedding, channels)
+    model = model_class(config, checkpoint.null_embedding)
     weights.load(model.diffusion_model, state_dict, stored)
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device(), disable_dynamic)
     patcher.cached_patcher_init = (load_unet, (path, weight_dtype))

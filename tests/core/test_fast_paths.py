@@ -10,7 +10,6 @@ from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.movq import MoVQ
 from kv_core.networks.operations import TorchOperations
 from tests.support import plain, recipe
-from tests.support.families import thorough
 from tests.support.golden_networks import noise, prompts
 from tests.support.recipe import fill, golden
 from tools import measure
@@ -97,7 +96,8 @@ def test_texts_that_change_over_the_frames(monkeypatch, part):
     torch.testing.assert_close(fast, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", [thorough("keyframes"), thorough("gaps that act and one that does not"), "video MoVQ"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["keyframes", "gaps that act and one that does not", "video MoVQ"])
 def test_torch_compile_breaks_no_graph(monkeypatch, name):
     def compiled(network, part):
         network, entry = recipe.fill(network, part), "decode" if isinstance(network, MoVQ) else "forward"

@@ -12,7 +12,7 @@ from kv_core.networks.interpolation_unet import InterpolationUNet
 from kv_core.networks.keyframe_unet import KeyframeUNet
 from kv_core.networks.operations import TorchOperations
 from kv_core.networks.text_encoder import Tokens
-from kv_core.pipeline import FILE_STEMS, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
+from kv_core.pipeline import FILE_STEMS, Clip, KandinskyVideoPipeline, get_T2V_pipeline, motion_score
 from kv_core.sampling.curves import Curve, ParameterCurve
 from kv_core.sampling.diffusion import SeededNoise
 from kv_core.sampling.frames import FrameCondition
@@ -23,7 +23,7 @@ from tests.support.golden_networks import text_model as build_text_model
 from tests.support.recipe import fill, golden, null_embedding
 from tools.host import ROOT
 
-PRECISIONS = [(torch.float64, 1e-5), thorough(torch.float32, 1e-4)]
+PRECISIONS = [thorough(torch.float64, 1e-5), (torch.float32, 1e-4)]
 
 
 class GoldenNoise:
@@ -112,7 +112,7 @@ def test_interpolation_loop(skip_frames, dtype, tolerance):
     torch.testing.assert_close(new.float(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["t2v_low", thorough("t2v_medium"), thorough("t2v_high"), "i2v_medium"])
+@pytest.mark.parametrize("name", ["t2v_low", *map(thorough, ("t2v_medium", "t2v_high", "i2v_medium"))])
 def test_pipeline(name, monkeypatch):
     tensors, case = golden("pipeline")
     stages = []
@@ -170,6 +170,10 @@ def test_pipeline(name, monkeypatch):
         ({"keyframes": 2.5}, "frames is 2.5, expected a whole number"),
         ({"guidance_weight_image": float("nan")}, "image_guidance is nan, expected a number from 0 to 30"),
         ({"steps": (50, 0, 10)}, "steps is 0, expected a whole number from 1 to 1000"),
+        ({"steps": (50, 50)}, r"steps is \(50, 50\), expected those of first frame, keyframes and interpolation"),
+        ({"steps": 50}, "steps is 50, expected those"),
+        ({"steps": (50, 50.0, 10)}, "steps is 50.0, expected a whole number"),
+        ({"width": 2112}, "width is 4224, expected a whole number from 64 to 4096"),
         ({"seed": -1}, "seed is -1, expected"),
     ],
 )
@@ -191,7 +195,7 @@ def test_what_only_the_nodes_can_do_is_refused(weights):
     texts = pipe.encode_text("a red fox")
     held = Keyframes(2, conditions=(FrameCondition(frame, -1, show=False, hold=True),))
     for settings in (held, Keyframes(2, init_video=torch.zeros(1, 4, 2, 8, 8))):
-        with pytest.raises(ValueError, match="neither holds frames nor starts from a clip: use the nodes"):
+        with pytest.raises(ValueError, match="neither holds frames nor starts from a clip"):
             pipe.keyframes(texts, frame, settings, Run(1))
     for run in (Run(1, denoise=0.5), Run(1, sampler="euler"), Run(1, sigmas=torch.ones(2))):
         with pytest.raises(ValueError, match="leave out sampler, sigmas and denoise"):
@@ -215,6 +219,26 @@ def test_curves_and_shown_frames_reach_the_python_call(weights):
     assert (gaps[0] - gaps[2]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="3 gap lengths, but 2 gaps between 3 frames"):
         pipe.interpolate(texts, clip, Interpolation((1, 2, 3)), Run(1))
+
+
+def test_only_a_first_frame_that_is_drawn_has_a_size():
+    assert Clip(width=2112, height=64).stages and Clip(width=2048).drawn.width == 4096
+
+
+def test_stages_record_no_gradients_and_progress_comes_before_a_step(weights, monkeypatch):
+    pipe, order = get_T2V_pipeline("cpu", weights), []
+    texts, frame = pipe.encode_text("a red fox"), torch.zeros(1, 4, 1, 8, 8)
+    forward = KeyframeUNet.forward
+
+    def watched(self, *arguments, **more):
+        order.append(torch.is_grad_enabled())
+        return forward(self, *arguments, **more)
+
+    monkeypatch.setattr(KeyframeUNet, "forward", watched)
+    pipe.first_frame(texts, FirstFrame(64, 64), Run(2), lambda *step: order.append(step))
+    assert order == [("first frame", 0, 2), False, False, ("first frame", 1, 2), False, False]
+    assert not pipe.encode_image(Image.new("RGB", (64, 64)), 64, 64).requires_grad
+    assert not pipe.decode_video(frame).requires_grad
 
 
 def test_unknown_motion_warns_and_means_medium(caplog):

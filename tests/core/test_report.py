@@ -51,6 +51,7 @@ def test_a_clip_as_gif(tmp_path):
         assert gif.n_frames == 45 and gif.size == (192, 192)
 
 
+@pytest.mark.thorough
 def test_a_failing_stage_ends_the_training(tmp_path):
     options = train.parse(["--work", str(tmp_path)])
     with pytest.raises(SystemExit, match="goes on from"):

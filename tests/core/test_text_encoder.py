@@ -61,6 +61,11 @@ def test_code_beside_a_tokenizer_never_runs(folder, monkeypatch):
     assert not mark.exists()
 
 
+def test_a_tokenizer_lies_in_a_folder_or_beside_a_file(folder):
+    (folder / "encoder.safetensors").touch()
+    assert load_tokenizer(folder / "encoder.safetensors").words("a cat") == load_tokenizer(folder).words("a cat")
+
+
 def test_a_tokenizer_needs_its_json(folder):
     (folder / "tokenizer.json").rename(folder / "spiece.model")
     with pytest.raises(FileNotFoundError) as error:

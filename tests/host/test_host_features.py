@@ -217,6 +217,43 @@ def test_a_function_in_the_place_of_guidance(stages, keyframe_model, calls):
         assert not torch.allclose(stages.keyframes(rescaled, **settings), expected, atol=1e-2)
 
 
+def test_functions_around_guidance_are_told_what_they_need(stages, keyframe_model):
+    """Those behind guidance can make it again from two predictions; that in its place knows the prompts as well."""
+
+    def again(args):
+        conditional, unconditional = args["cond_denoised"], args["uncond_denoised"]
+        guided = unconditional + args["cond_scale"] * (conditional - unconditional)
+        torch.testing.assert_close(guided, args["denoised"], atol=1e-4, rtol=0)
+        seen.append(args["cond"] is not None and args["uncond"] is not None)
+        return args["denoised"]
+
+    def plain(args):
+        seen.append(bool(args["input_cond"] and args["input_uncond"]))
+        return args["uncond"] + args["cond_scale"] * (args["cond"] - args["uncond"])
+
+    seen, settings = [], {"steps": 2, "text_guidance": 5.0, "image_guidance": 5.0}
+    expected = stages.keyframes(keyframe_model, **settings)
+    behind, instead = keyframe_model.clone(), keyframe_model.clone()
+    behind.set_model_sampler_post_cfg_function(again)
+    instead.set_model_sampler_cfg_function(plain)
+    for patched in (behind, instead):
+        torch.testing.assert_close(stages.keyframes(patched, **settings), expected, atol=1e-4, rtol=0)
+    assert seen == [True] * 4
+
+
+def test_a_function_in_the_place_of_the_models_calls(stages, keyframe_model):
+    import comfy.samplers
+
+    def twice(args):
+        names = ("model", "conds", "input", "sigma", "model_options")
+        return [2 * out for out in comfy.samplers.calc_cond_batch(*(args[name] for name in names))]
+
+    patched = keyframe_model.clone()
+    patched.set_model_sampler_calc_cond_batch_function(twice)
+    expected = stages.keyframes(keyframe_model, steps=2)
+    assert not torch.allclose(stages.keyframes(patched, steps=2), expected, atol=1e-2)
+
+
 def test_stock_samplers_of_the_host(stages, keyframe_model, interpolation_model):
     import comfy.sample
 

@@ -85,7 +85,8 @@ def test_the_archive_holds_nothing_else():
     assert not [name for name in files if re.search(r"golden|manifest|^tests|^training|^docs|\.github|\.ci", name)]
     assert sum((ROOT / name).stat().st_size for name in files) < MEGABYTES * 1e6  # measured: 22.8 MB, 19.6 zipped
     tools = {name for name in files if name.startswith("tools/")}
-    assert needed_by("tools/get_weights.py") | {"tools/__init__.py", "tools/download/__init__.py"} == tools
+    needed = needed_by("tools/get_weights.py") | needed_by("tools/weights.py")
+    assert needed | {"tools/__init__.py", "tools/download/__init__.py"} == tools
 
 
 def needed_by(file):

@@ -50,6 +50,11 @@ def test_text(adapters, parts, caplog):
     assert "longer than 128 tokens" in caplog.text
 
 
+def test_a_projection_that_is_not_there(parts, adapters):
+    with pytest.raises(ValueError, match="has no projection_other, only projection_base and projection_interpolation"):
+        adapters.text_encoder.TextEncoder(parts.text_patcher(), lambda text: None).encode("a cat", "projection_other")
+
+
 def test_movq(parts):
     tensors, _ = recipe.golden("image_movq")
     movq = parts.movq("image_movq")

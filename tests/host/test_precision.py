@@ -139,7 +139,11 @@ def streamed_layers(patcher):
 # takes neither flag together with --cpu.
 @pytest.mark.parametrize(
     "dtype, free",
-    [("int8", 0), ("int8", 700_000), *(thorough(dtype, free) for dtype in ("fp32", "bf16") for free in (0, 700_000))],
+    [
+        ("int8", 700_000),
+        thorough("int8", 0),
+        *(thorough(dtype, free) for dtype in ("fp32", "bf16") for free in (0, 700_000)),
+    ],
 )
 def test_weights_left_behind(pack_nodes, card, dtype, free):
     graph = short(**stored_as(dtype))

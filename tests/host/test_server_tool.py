@@ -110,6 +110,7 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path):
         Server(Host(tmp_path, "0.30.0", Path(sys.executable)), tmp_path / "work", device="cpu").__enter__()
 
 
+@pytest.mark.thorough
 def test_a_server_that_dies_is_noticed(comfyui, tmp_path):
     def kill(kind, data):
         if kind == "progress":

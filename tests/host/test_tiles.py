@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from kv_core.networks import memory
 from kv_core.pictures.images import psnr
 from tools.host import ROOT
 from training import world
@@ -54,6 +55,25 @@ def test_tiles_leave_nothing_behind(movqs, latents):
     whole = decode(movqs, "image_movq", latents, 0)
     decode(movqs, "image_movq", latents, 8)
     assert torch.equal(decode(movqs, "image_movq", latents, 0), whole)
+
+
+@pytest.mark.parametrize("tile, largest", [(0, 16), (32, 16), (12, 12), (8, 8), (4, 8)])
+def test_room_is_asked_for_the_largest_map(movqs, latents, monkeypatch, tile, largest):
+    """Tiles share statistics that are taken at half the size, so smaller ones need no less."""
+    asked, movq = [], movqs["video_movq"]
+    monkeypatch.setattr(movq, "load", lambda needed: asked.append(needed) or movq.patcher.model)
+    decode(movqs, "video_movq", latents, tile)
+    assert asked == [memory.movq_decode(5, 8 * largest, 8 * largest, movq.patcher.model.ch, torch.float32)]
+
+
+def test_a_tile_larger_than_the_picture_is_no_smaller_one(movqs, latents, monkeypatch, caplog):
+    def full(chunk):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(movqs["video_movq"].patcher.model, "decode", full)
+    with caplog.at_level(logging.WARNING), pytest.raises(torch.OutOfMemoryError):
+        decode(movqs, "video_movq", latents, 64)
+    assert caplog.text.count("going on in tiles of 64 pixels") == 1 == caplog.text.count("going on")
 
 
 @pytest.mark.parametrize("room, reached", [(16, 0), (12, 8), (8, 8)])

@@ -150,7 +150,7 @@ class Stages:
 
     def encoded(self, context, mask):
         """A CONDITIONING as Encode Text makes it."""
-        prompt = self.prompts.Prompt("base", (), ((0, (context, mask)),))
+        prompt = self.prompts.Prompt((), ((0, (context, mask)),))
         return self.prompts.conditioning(prompt)
 
     def _prompts(self, changes):
