@@ -129,7 +129,7 @@ class HostJudge(Judge):
         model = self._unets["interpolation_unet" if stage == "interpolation" else "keyframe_unet"]
         sigmas, sampler = self._sigmas(model, setting), self._sampler(setting.sampler)
         positive, negative = (
-            None if text is None else self._prompts.conditioning(self._prompts.Prompt("base", (), ((0, text),)))
+            None if text is None else self._prompts.conditioning(self._prompts.Prompt((), ((0, text),)))
             for text in texts
         )
         with count_rows(model.model.diffusion_model) as rows, torch.random.fork_rng(devices=[]):

@@ -19,7 +19,6 @@ from kv_core.files.checkpoints import open_checkpoint
 from kv_core.files.conversion import DTYPES, convert, write_safetensors
 from kv_core.files.detection import METADATA_KEY
 from kv_core.networks.text_encoder import load_tokenizer
-from tests.support.families import thorough
 from tests.support.small_files import FILE_NAMES, model, names_in, refusal
 from tools import weights
 
@@ -133,7 +132,8 @@ def test_back_from_eight_bit(published, tmp_path):
     assert all(torch.allclose(tensors[name], expected[name], rtol=0.07, atol=0.002) for name in expected)
 
 
-@pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), thorough("flan-ul2", "out")])
+@pytest.mark.thorough
+@pytest.mark.parametrize("source, name", [("t2v.pt", "out.safetensors"), ("flan-ul2", "out")])
 def test_killed_conversion_leaves_only_a_partial_name(published, tmp_path, source, name):
     program = (
         "import sys, time; from kv_core.files.conversion import convert\n"

@@ -64,6 +64,7 @@ def build_pipeline(dtype, tokens=None, stages=()):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
 @torch.no_grad()
 def test_first_frame_loop(dtype, tolerance):
@@ -76,6 +77,7 @@ def test_first_frame_loop(dtype, tolerance):
     torch.testing.assert_close(out[:, :, 0].float(), tensors["first_frame.out"], atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
 @torch.no_grad()
 def test_keyframe_loop(dtype, tolerance):

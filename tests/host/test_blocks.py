@@ -83,6 +83,7 @@ def other(clip):
     return clip.node("UNetLoader", unet_name="kv-tiny/keyframes.safetensors", weight_dtype="fp8_e5m2")
 
 
+@pytest.mark.thorough
 def test_blends_lie_between_the_two(clip, merging, other):
     first = clip.sample(steps=3)
 
@@ -96,6 +97,7 @@ def test_blends_lie_between_the_two(clip, merging, other):
     assert distances[-1] == (clip.sample(model=other, steps=3) - first).abs().mean().item()
 
 
+@pytest.mark.thorough
 def test_a_difference_can_be_added(clip, merging, other):
     (difference,) = merging.ModelSubtract().merge(other, clip.results["keyframe_unet"], 1.0)
     (added,) = merging.ModelAdd().merge(clip.results["keyframe_unet"], difference)

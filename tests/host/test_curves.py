@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.support.families import thorough
 from tests.support.tiny_parts import colours, scene
 
 CIRCLE = scene("red", "circle", "right", (16, 30))
@@ -150,7 +149,8 @@ def test_context_windows_over_gaps_take_their_own_texts(tiny, texts_of_frames):
     assert set(texts_of_frames) == {"===", "==|="} and out["samples"].isfinite().all()
 
 
-@pytest.mark.parametrize("frame, colour", [thorough(3, "green"), (6, "blue"), thorough(9, "yellow")])
+@pytest.mark.thorough
+@pytest.mark.parametrize("frame, colour", [(3, "green"), (6, "blue"), (9, "yellow")])
 def test_the_colour_switches_at_the_right_keyframe(tiny, frame, colour):
     text = f"0: {PROMPT}; {frame}: {PROMPT.replace('red', colour)}"
     seen = tiny.read(tiny.keyframes(CIRCLE, over_time(tiny, text)))

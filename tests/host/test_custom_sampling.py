@@ -59,6 +59,7 @@ def test_gaps_are_the_stage_s_own(tiny, published, kind):
         tiny.node("FillGaps", samples=tiny.latent("keyframes", frames["samples"][:, :, :2]), gaps=gaps)
 
 
+@pytest.mark.thorough
 def test_the_published_numbers_come_from_the_hosts_nodes(adapters, stages, keyframe_model):
     """The goldens' own noise through the guider, its sampler and the schedule."""
     noise = GoldenNoise("keyframes", frames_first)

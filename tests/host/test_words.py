@@ -155,10 +155,11 @@ def quoted(id, language):
 
 
 def test_quoted_messages_are_the_nodes_own(english, messages):
+    # Of a file, its name is put before the sentence and a full stop behind it.
+    patterns = [re.compile(rf"(\S+ )?{pattern}\.?") for pattern in messages]
     for id in english:
         for text in quoted(id, "en"):
-            # Of a file, its name is put before the sentence and a full stop behind it.
-            assert any(re.fullmatch(rf"(\S+ )?{pattern}\.?", text) for pattern in messages), (id, text)
+            assert any(pattern.fullmatch(text) for pattern in patterns), (id, text)
 
 
 @pytest.mark.parametrize("language", TRANSLATIONS)

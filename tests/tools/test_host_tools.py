@@ -288,6 +288,7 @@ def test_an_interrupted_installation_is_done_again(tmp_path, monkeypatch):
     assert calls == [("install", "a")]
 
 
+@pytest.mark.thorough
 def test_a_broken_environment_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "needed_gigabytes", lambda: 0)
     environment = tmp_path / "venv"
