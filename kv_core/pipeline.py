@@ -253,7 +253,7 @@ class KandinskyVideoPipeline:
         initial = noise.initial(shape).to(_weight(unet))
         samples = diffusion.sample_ddpm(denoise, initial, timesteps, noise.step)
         if not samples.isfinite().all():
-            raise ValueError(f"The {name} ended in NaN or infinite numbers: load that U-Net in bfloat16 or float32.")
+            raise ValueError(f"The {name} ended in NaN or infinite values: load that U-Net in bfloat16 or float32.")
         return samples
 
 

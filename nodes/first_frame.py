@@ -25,7 +25,9 @@ class FirstFrame(io.ComfyNode):
                 *inputs.first_frame_size(),
                 inputs.seed(),
                 inputs.steps(50, inputs.FEWER_STEPS),
-                inputs.guidance("guidance", Settings.guidance, "How strongly the image follows the prompt; 0: none"),
+                inputs.guidance(
+                    "guidance", Settings.guidance, "How strongly the image follows the prompt; 0 turns guidance off"
+                ),
                 inputs.negative(),
                 inputs.sampler(),
                 inputs.sigmas("leading"),

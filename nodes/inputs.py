@@ -60,11 +60,11 @@ def seed(tooltip=ALL_NOISE):
 # What evaluation/steps.py measured, as docs/tiny/steps.md has it; tests/host/test_steps.py measures it again.
 FEWER_STEPS = (
     "On the tiny model, 10 steps of the sampler euler with karras sigmas match the prompt as well as 50 steps of the "
-    "default. Not tested on the full model."
+    "default. Not tested with the published weights."
 )
 FEWER_STEPS_BETWEEN = (
     "On the tiny model, 5 steps of the sampler euler place moving things as well as 10 steps of the default, within "
-    "2 dB of their PSNR. Not tested on the full model."
+    "2 dB of their PSNR. Not tested with the published weights."
 )
 
 
@@ -96,7 +96,7 @@ def curves(what):
     return sockets.Curves.Input(
         "curves",
         optional=True,
-        tooltip=f"Values that change along the clip, from Parameter Curve: {what}. An experiment.",
+        tooltip=f"Values that change along the clip, from Parameter Curve: {what}. Experimental.",
     )
 
 
@@ -104,7 +104,7 @@ def frame_conditions():
     return sockets.FrameConditions.Input(
         "frame_conditions",
         optional=True,
-        tooltip="Additional conditioning frames besides the first, from Frame Condition. An experiment: the model was "
+        tooltip="Additional conditioning frames besides the first, from Frame Condition. Experimental: the model was "
         "trained with a first frame only.",
     )
 
@@ -115,7 +115,7 @@ def init_video(strength):
         [sockets.KeyframeLatent, sockets.VideoLatent],
         optional=True,
         tooltip=f"Initial clip for video-to-video, with the same number of frames; {strength} sets how much of it "
-        "changes. An experiment.",
+        "changes. Experimental.",
     )
 
 

@@ -87,7 +87,7 @@ class DecodeImage(io.ComfyNode):
             inputs=[
                 inputs.image_movq(),
                 inputs.any_latent(
-                    "samples", "A first frame, keyframes or a video; Decode Video makes steadier videos."
+                    "samples", "A first frame, keyframes or a video; for a clip, Decode Video flickers less."
                 ),
                 inputs.tile_size(),
             ],

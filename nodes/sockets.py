@@ -103,7 +103,9 @@ def samples_of(latent, *kinds, for_unet=False, least=1):
             f"{8 * width}x{8 * height}: encode the image at such a size."
         )
     if not torch.isfinite(samples).all():
-        raise ValueError(f"Expected {wanted}, but its samples hold NaN or infinite numbers: run the node before again.")
+        raise ValueError(
+            f"Expected {wanted}, but its samples hold NaN or infinite values: check the node that made them."
+        )
     return samples
 
 

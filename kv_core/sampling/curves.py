@@ -42,7 +42,7 @@ def _entry(entry: str, last: int, where: str, example: str) -> tuple[int, str, s
         raise ValueError(f"{where}: frame {shortened(match['frame'])} is too large: there are not that many frames.")
     frame = int(match["frame"])
     if frame <= last:
-        raise ValueError(f"{where}: frame {frame} comes after frame {last}: let frames rise.")
+        raise ValueError(f"{where}: frame {frame} comes after frame {last}: list frames in ascending order.")
     return frame, match["value"] if match["quoted"] is None else match["quoted"], where
 
 

@@ -84,8 +84,8 @@ class _WithCurves(_Checked):
         for curve in self.curves:
             if curve.curve.last_begins >= count:
                 raise ValueError(
-                    f"There are {unit} 0 to {count - 1}, but the last entry of the curve of {curve.parameter} acts "
-                    f"only from {curve.curve.last_begins} on: let it begin earlier."
+                    f"There are {unit} 0 to {count - 1}, but the last entry of the curve of {curve.parameter} starts "
+                    f"at {curve.curve.last_begins}: start it earlier."
                 )
 
     def value(self, parameter: str, count: int, progress: float = 0.0) -> Any:

@@ -100,7 +100,7 @@ class TextOverTime(io.ComfyNode):
             display_name="Encode Text over Time",
             category=inputs.EXPERIMENTS,
             description="Encodes several prompts, each of which applies from its frame onward. The model was trained "
-            "with one prompt per clip: after a change, its layers over time carry on a part of the old one.",
+            "with one prompt per clip: after a change, its temporal layers carry over part of the old prompt.",
             search_aliases=["kandinsky", "prompt schedule", "prompt travel", "prompt switch"],
             inputs=[
                 inputs.text_encoder(),

@@ -55,8 +55,8 @@ class PublishedSchedule(io.ComfyNode):
             node_id="KandinskyVideoSigmas",
             display_name="Published Schedule",
             category=inputs.EXPERIMENTS,
-            description="The noise levels of the original's sampling, and one more spacing of the same levels, for "
-            "SamplerCustomAdvanced or for sigmas of a stage.",
+            description="The original's noise levels, or karras spacing over the same range, for SamplerCustomAdvanced "
+            "or the sigmas input of a stage.",
             search_aliases=["kandinsky", "scheduler", "sigmas", "steps", "karras"],
             inputs=[
                 io.Model.Input("model", tooltip="Either U-Net from Load U-Net; both have the same noise levels."),
@@ -65,8 +65,8 @@ class PublishedSchedule(io.ComfyNode):
                     options=list(ddpm.SPACINGS),
                     default="leading",
                     tooltip="leading: the original's for first frame and keyframes; trailing: the original's for "
-                    "interpolation; karras: fewer steps at high noise and more at low, which ComfyUI's multistep "
-                    "samplers with noise need when steps are few.",
+                    "interpolation; karras: fewer steps at high noise and more at low, which ComfyUI's "
+                    "stochastic and multistep samplers need at low step counts.",
                 ),
                 inputs.number(
                     "steps",
@@ -103,7 +103,9 @@ class FirstFrameGuider(io.ComfyNode):
                 inputs.model("keyframe"),
                 inputs.positive(),
                 *inputs.first_frame_size(),
-                inputs.guidance("guidance", FirstFrame.guidance, "How strongly the image follows the prompt; 0: none"),
+                inputs.guidance(
+                    "guidance", FirstFrame.guidance, "How strongly the image follows the prompt; 0 turns guidance off"
+                ),
                 inputs.negative(),
             ],
             outputs=guider_outputs("empty [1, 4, 1, height / 8, width / 8]"),

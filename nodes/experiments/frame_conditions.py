@@ -39,7 +39,7 @@ class FrameCondition(io.ComfyNode):
                     default="hold",
                     tooltip="hold: the frames come out unchanged, and the others are sampled to fit them; show: the "
                     "U-Net sees them as it was trained to see a first frame, and may or may not follow them; hold and "
-                    "show: both. All three are experiments.",
+                    "show: both. All three are experimental.",
                 ),
                 sockets.FrameConditions.Input(
                     "previous",

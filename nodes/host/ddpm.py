@@ -63,7 +63,9 @@ def _steps(sampling, sigmas):
     end = -1 if sigmas[-1] == 0 else int(sampling.timestep(sigmas[-1:]))
     timesteps = [timestep for timestep in timesteps if timestep != end]
     if not timesteps or any(before <= after for before, after in zip(timesteps, [*timesteps[1:], end])):
-        raise ValueError(f"DDPM (published) needs sigmas that fall, but got {sigmas.tolist()}: connect a schedule.")
+        raise ValueError(
+            f"DDPM (published) needs decreasing sigmas, but got {sigmas.tolist()}: connect Published Schedule."
+        )
     return timesteps, end
 
 
@@ -101,9 +103,8 @@ def check_sigmas(stage, sigmas):
     falling = sigmas.ndim == 1 and len(sigmas) > 1 and sigmas.isfinite().all() and (sigmas.diff() <= 0).all()
     if not falling or not sigmas[:-1].all() or sigmas[-1]:
         raise ValueError(
-            f"{stage} needs sigmas that fall to 0, at least 2 of them and only the last one 0, but got "
-            f"{_shown(sigmas)}: connect all of Published Schedule or of another scheduler; a part of one is for "
-            "SamplerCustomAdvanced."
+            f"{stage} needs at least 2 sigmas that decrease to 0, only the last one 0, but got {_shown(sigmas)}: "
+            "connect a whole schedule; for part of one, use SamplerCustomAdvanced."
         )
     return sigmas
 

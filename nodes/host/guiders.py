@@ -78,7 +78,7 @@ class Guider(comfy.samplers.CFGGuider):
             for step, sigma in enumerate(sigmas, 1):
                 if not any(_is_active(sampling, prompt, sigma) for prompt in prompts):
                     raise ValueError(
-                        f"{self.stage} has no active {name} prompt at step {step} of {len(sigmas)}: let the ranges of "
+                        f"{self.stage} has no active {name} prompt at step {step} of {len(sigmas)}: make the ranges of "
                         "ConditioningSetTimestepRange cover every step."
                     )
 
@@ -252,7 +252,8 @@ def check_text(stage, name, conditioning, width):
         prompt = prompt_of(values)
         if prompt is None:
             raise ValueError(
-                f"{stage} needs {name} from Encode Text (Flan-UL2), but got another encoder's: connect that node."
+                f"{stage} needs {name} from Encode Text (Flan-UL2), but got another encoder's: connect Encode Text "
+                "(Flan-UL2)."
             )
         if context.shape[-1] != width:
             raise ValueError(
@@ -261,8 +262,8 @@ def check_text(stage, name, conditioning, width):
             )
         if prompt.changes and not prompt.is_of(context):
             raise ValueError(
-                f"{stage} needs {name} as Encode Text over Time gives it, but another node changed it, which would act "
-                "on the first prompt only: connect it directly, or use Encode Text (Flan-UL2)."
+                f"{stage} needs {name} unchanged from Encode Text over Time, but another node changed it, which would "
+                "affect only the first prompt: connect it directly, or use Encode Text (Flan-UL2)."
             )
 
 
@@ -272,7 +273,7 @@ def _check_frames(stage, unit, count, *conditionings):
         if last >= count:
             raise ValueError(
                 f"{stage} samples {unit} 0 to {count - 1}, but a prompt of Encode Text over Time begins at {last}: "
-                "let it begin earlier."
+                "start it earlier."
             )
 
 

@@ -63,7 +63,7 @@ class MoVQ(Part):
             # Beyond the exception, which holds what was computed so far.
             tile = smaller
             comfy.model_management.soft_empty_cache()
-            logging.warning(f"Out of memory while decoding: going on in tiles of {8 * tile} pixels.")
+            logging.warning(f"Out of memory while decoding: continuing in tiles of {8 * tile} pixels.")
 
     def decode_images(self, latents, tile=0):
         """Decodes frames one by one: in a batch they would not be independent."""

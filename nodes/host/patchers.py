@@ -57,7 +57,7 @@ def finite(tensor, part):
     """
     if not torch.isfinite(tensor).all():
         raise ValueError(
-            f"{part} gave NaN or infinite numbers: load it with weight dtype fp32, and if that gives them too, get its "
-            "damaged file again."
+            f"{part} produced NaN or infinite values: load it with weight dtype fp32; if that does not help, its file "
+            "is damaged, so download it again."
         )
     return tensor

@@ -33,7 +33,7 @@ def run(guided: Guided, settings: Run, noise=None) -> torch.Tensor:
         )
     if not torch.isfinite(samples).all():
         raise ValueError(
-            f"{guided.stage} ended in NaN or infinite numbers: load the U-Net with weight dtype bf16 or fp32 and run "
+            f"{guided.stage} ended in NaN or infinite values: load the U-Net with weight dtype bf16 or fp32 and run "
             "again."
         )
     return guided.assemble(samples).to(comfy.model_management.intermediate_device())

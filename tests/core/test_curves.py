@@ -33,7 +33,10 @@ def test_curves(interpolation, expected):
         ("", "entry 1, at character 1: there is none: write such as '0: 10; 6: 50'"),
         ("0: 10; 6", "entry 2, at character 8: '6' is not 'frame: value'"),
         ("0: 10;\n  -3: 5", "entry 3, at character 10: '-3: 5' is not 'frame: value'"),
-        ("0: 10; 6: 20; 4: 30", "entry 3, at character 15: frame 4 comes after frame 6: let frames rise"),
+        (
+            "0: 10; 6: 20; 4: 30",
+            "entry 3, at character 15: frame 4 comes after frame 6: list frames in ascending order",
+        ),
         ("0: 10; 0: 20", "entry 2, at character 8: frame 0 comes after frame 0"),
         ("0: ten", "entry 1, at character 1: 'ten' is not a number: write such as '0: 0'"),
         ("0：10；6", "entry 2, at character 6: '6' is not 'frame: value'"),

@@ -165,9 +165,15 @@ NOT_A_NUMBER = {
         "out_layer.2.bias",
         "Interpolate Frames ended in NaN",
     ),
-    "text": ("text_encoder", "projections_name", PROJECTIONS, "projection_base.1.bias", "The text encoder gave NaN"),
-    "encoding": ("movq", "movq_name", MOVQ, "encoder.conv_out.bias", "The MoVQ gave NaN"),
-    "decoding": ("video_movq", "video_movq_name", VIDEO_MOVQ, "decoder.conv_out.bias", "The MoVQ gave NaN"),
+    "text": (
+        "text_encoder",
+        "projections_name",
+        PROJECTIONS,
+        "projection_base.1.bias",
+        "The text encoder produced NaN",
+    ),
+    "encoding": ("movq", "movq_name", MOVQ, "encoder.conv_out.bias", "The MoVQ produced NaN"),
+    "decoding": ("video_movq", "video_movq_name", VIDEO_MOVQ, "decoder.conv_out.bias", "The MoVQ produced NaN"),
 }
 
 
@@ -179,7 +185,7 @@ def test_not_a_number(server, complaint, case):
     with safe_open(MODELS / source, "pt") as file:
         put_file(server, name, f"nan {case}.safetensors", lambda path: save_file(tensors, path, file.metadata()))
     message = complaint(chain("frames.file", **{id: {name: f"nan {case}.safetensors"}}))
-    assert_sentence(message, words, "bf16 or fp32" if "U-Net" in message else "get its damaged file again")
+    assert_sentence(message, words, "bf16 or fp32" if "U-Net" in message else "its file is damaged")
 
 
 def put_file(server, input, name, write):

@@ -191,8 +191,8 @@ def test_a_window_between_two_steps_is_warned_of(tiny, caplog):
 )
 def test_an_entry_behind_the_clip_is_refused(tiny, curve, interpolation, begins):
     late = curves(tiny, "motion_score", curve, interpolation)
-    sentence = f"the last entry of the curve of motion_score acts only from {begins} on"
-    with pytest.raises(ValueError, match=f"There are keyframes 0 to 11, but {sentence}: let it begin earlier"):
+    sentence = f"the last entry of the curve of motion_score starts at {begins}"
+    with pytest.raises(ValueError, match=f"There are keyframes 0 to 11, but {sentence}: start it earlier"):
         tiny.keyframes(CIRCLE, PROMPT, curves=late)
     tiny.keyframes(CIRCLE, PROMPT, steps=1, frames=begins + 1, curves=late)
 
@@ -233,7 +233,7 @@ WRONG = {
     ),
     "prompts over time that another node changed": (
         lambda tiny: tiny.keyframes(CIRCLE, [[0 * text, values] for text, values in over_time(tiny, SWITCH)]),
-        "Sample Keyframes needs positive as Encode Text over Time gives it, but another node changed it",
+        "Sample Keyframes needs positive unchanged from Encode Text over Time, but another node changed it",
     ),
     "a prompt behind the clip": (
         lambda tiny: tiny.keyframes(CIRCLE, over_time(tiny, f"0: {PROMPT}; 12: {PROMPT}")),

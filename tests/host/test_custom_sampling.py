@@ -135,11 +135,11 @@ def test_a_schedule_split_in_two_goes_on_where_it_stopped(tiny, published):
         (torch.tensor([float("inf"), 0.0]), "but got inf, 0"),
         (torch.tensor([[2.0, 1.0], [1.0, 0.0]]), "but got 2, 1, 1, 0"),
         (torch.tensor([2.0, 0.0, 0.0]), "but got 2, 0, 0"),
-        (torch.tensor([4.0, 2.0]), "but got 4, 2: .*; a part of one is for SamplerCustomAdvanced"),
+        (torch.tensor([4.0, 2.0]), "but got 4, 2: .*; for part of one, use SamplerCustomAdvanced"),
     ],
 )
 def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
-    with pytest.raises(ValueError, match=f"Sample Keyframes needs sigmas that fall to 0.*{shown}"):
+    with pytest.raises(ValueError, match=f"Sample Keyframes needs at least 2 sigmas that decrease to 0.*{shown}"):
         tiny.keyframes(CIRCLE, PROMPT, sigmas=wrong)
 
 
@@ -147,7 +147,7 @@ def test_sigmas_no_sampler_can_follow_are_refused(tiny, wrong, shown):
 def test_the_published_sampler_refuses_sigmas_that_do_not_fall(tiny, published, timesteps):
     """Through SamplerCustomAdvanced they reach it unchecked, and a step upwards has a negative variance."""
     levels = tiny.unet.get_model_object("model_sampling").sigmas[list(timesteps)]
-    with pytest.raises(ValueError, match=r"DDPM \(published\) needs sigmas that fall, but got \["):
+    with pytest.raises(ValueError, match=r"DDPM \(published\) needs decreasing sigmas, but got \["):
         sample(*keyframe_guider(tiny), levels, published)
 
 

@@ -1,14 +1,11 @@
 """Interpolation as a tool of its own: of any video, with gaps by hand, again and again, against cross-fading."""
 
-import av
-import numpy
 import pytest
 import torch
 
 from evaluation import benchmark
 from kv_core.pictures.images import fit, psnr, to_pixels
 from kv_core.sampling.frames import cross_fade
-from tests.support.helpers import chain, link, node, saved
 from training import world
 
 TIMES = torch.arange(17) / 4  # four gaps of a fast scene
@@ -131,33 +128,3 @@ def test_gaps_go_with_context_windows(clip, adapters, images):
 def test_bad_gaps_get_one_sentence(clip, images, gaps, sentence):
     with pytest.raises(ValueError, match=sentence):
         clip.interpolate(encode(clip, images[::4]), gap_lengths=gaps)
-
-
-def test_a_video_file(server, run_graph, scene, images):
-    """Load Video, Get Video Components and Encode Frames, on the server."""
-    with av.open(str(server.input / "drawn.mp4"), "w") as file:
-        stream = file.add_stream("libx264", rate=3)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv444p"
-        for image in images[::4]:
-            frame = av.VideoFrame.from_ndarray((image.numpy() * 255).round().astype(numpy.uint8), format="rgb24")
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    graph = (
-        chain(
-            "frames",
-            positive={"text": scene.captions()[0]},
-            video={"samples": link("clip"), "steps": 10},
-            more={
-                "file": node("LoadVideo", file="drawn.mp4"),
-                "parts": node("GetVideoComponents", video=link("file")),
-                "clip": node(
-                    "KandinskyVideoEncodeFrames", movq=link("movq"), images=link("parts"), width=64, height=64
-                ),
-            },
-        )
-        | saved("video")
-        | chain("frames.file")
-    )
-    run = run_graph(graph)
-    assert run.status == "success"

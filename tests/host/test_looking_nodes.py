@@ -75,6 +75,7 @@ def grid(clip):
     )
 
 
+@pytest.mark.thorough
 def test_motion_grid(clip, grid):
     clips, sheets = grid
     assert len(clips) == 6 and {tuple(one["samples"].shape) for one in clips} == {(1, 4, 12, 8, 8)}
@@ -86,6 +87,7 @@ def test_motion_grid(clip, grid):
     assert len(sheets) == 12 and torch.equal(sheets[11], expected)
 
 
+@pytest.mark.thorough
 def test_motion_grid_shows_motion_and_departure(clip, grid):
     pixels = [clip.pixels(one) for one in grid[0]]
     ways = [(centre[benchmark.EARLY] - centre[0]).norm() for centre in (world.read(one).centre for one in pixels)]

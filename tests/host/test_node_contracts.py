@@ -291,7 +291,7 @@ def test_tiles_are_counted_in_latent_pixels(execute, sockets, given, sides):
 
 def test_a_black_video_of_nan_is_an_error(execute, sockets):
     video = sockets.latent("video", torch.zeros(1, 4, 5, 1, 1), frame_rate=8.2)
-    with pytest.raises(ValueError, match="MoVQ gave NaN.*fp32.*file again"):
+    with pytest.raises(ValueError, match="MoVQ produced NaN.*fp32.*download it again"):
         execute("DecodeVideo", video_movq=Blank(float("nan")), samples=video)
 
 

@@ -206,8 +206,10 @@ def test_chart(tmp_path):
     figure.savefig(tmp_path / "steps.png")
 
 
-CLAIM = re.compile(r"(\d+) steps of sampler (\w+) with (\w+) sigmas match .* as well as (\d+) published ones")
-CLAIM_BETWEEN = re.compile(r"(\d+) steps of sampler (\w+) place .* as well as (\d+) published ones, .* (\d) dB")
+CLAIM = re.compile(r"(\d+) steps of the sampler (\w+) with (\w+) sigmas match .* as well as (\d+) steps of the default")
+CLAIM_BETWEEN = re.compile(
+    r"(\d+) steps of the sampler (\w+) place .* as well as (\d+) steps of the default, .* (\d) dB"
+)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_a_tile_larger_than_the_picture_is_no_smaller_one(movqs, latents, monkey
     monkeypatch.setattr(movqs["video_movq"].patcher.model, "decode", full)
     with caplog.at_level(logging.WARNING), pytest.raises(torch.OutOfMemoryError):
         decode(movqs, "video_movq", latents, 64)
-    assert caplog.text.count("going on in tiles of 64 pixels") == 1 == caplog.text.count("going on")
+    assert caplog.text.count("continuing in tiles of 64 pixels") == 1 == caplog.text.count("continuing")
 
 
 @pytest.mark.parametrize("room, reached", [(16, 0), (12, 8), (8, 8)])
