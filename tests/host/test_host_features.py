@@ -67,7 +67,7 @@ def test_prompts_for_a_part_of_the_run(stages, keyframe_model):
     assert torch.equal(stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 1.0)), whole)
     both = ranged(first, 0.0, 0.4) + ranged(other, 0.4, 1.0)
     assert not torch.allclose(stages.keyframes(keyframe_model, steps=4, positive=both), whole, atol=1e-3)
-    with pytest.raises(ValueError, match="Sample Keyframes has no active positive prompt at step 2 of 4: let the"):
+    with pytest.raises(ValueError, match="Sample Keyframes has no active positive prompt at step 2 of 4: make the"):
         stages.keyframes(keyframe_model, steps=4, positive=ranged(first, 0.0, 0.4))
     with pytest.raises(ValueError, match="no active negative prompt at step 1 of 4"):
         stages.keyframes(keyframe_model, steps=4, negative=ranged(other, 0.4, 1.0))
