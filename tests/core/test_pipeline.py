@@ -114,7 +114,7 @@ def test_interpolation_loop(skip_frames, dtype, tolerance):
     torch.testing.assert_close(new.float(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["t2v_low", *map(thorough, ("t2v_medium", "t2v_high", "i2v_medium"))])
+@pytest.mark.parametrize("name", ["t2v_low", thorough("t2v_medium"), thorough("t2v_high"), "i2v_medium"])
 def test_pipeline(name, monkeypatch):
     tensors, case = golden("pipeline")
     stages = []
