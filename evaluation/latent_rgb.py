@@ -40,7 +40,7 @@ def load(path):
     """The MoVQ of a file, in float32 on the CPU."""
     checkpoint = checkpoints.open_checkpoint(path, expect="image_movq")
     movq = MoVQ(**checkpoint.config, operations=TorchOperations, dtype=torch.float32)
-    movq.load_state_dict({name: value.float() for name, value in checkpoint.state_dict().items()})
+    movq.load_state_dict({name: value.float() for name, value in checkpoint.tensors.items()})
     return movq.eval().requires_grad_(False)
 
 

@@ -306,7 +306,7 @@ def load_pipeline(paths, device_map, dtype_map=None):
     for part, model_class in _CLASSES.items():
         checkpoint = open_checkpoint(paths[part], expect=part)
         device, dtype = _placement(part, device_map, dtype_map)
-        models[part] = _load(model_class(**checkpoint.config, **_FACTORY), checkpoint.state_dict(), device, dtype)
+        models[part] = _load(model_class(**checkpoint.config, **_FACTORY), checkpoint.tensors, device, dtype)
         nulls[part] = checkpoint.null_embedding
     return KandinskyVideoPipeline(
         _load_text_model(paths["text_encoder"], paths["projections"], device_map, dtype_map),
@@ -324,8 +324,8 @@ _FACTORY = {"operations": TorchOperations, "device": "meta"}
 def _load_text_model(folder, projections_path, device_map, dtype_map):
     encoder = open_checkpoint(folder, expect="text_encoder")
     projections = open_checkpoint(projections_path, expect="projections")
-    state = {f"text_encoder.{key}": value for key, value in encoder.state_dict().items()}
-    state |= {f"projections.{key}": value for key, value in projections.state_dict().items()}
+    state = {f"text_encoder.{key}": value for key, value in encoder.tensors.items()}
+    state |= {f"projections.{key}": value for key, value in projections.tensors.items()}
     model = TextModel(encoder.config, projections.config["context_dim"], projections.config["names"], **_FACTORY)
     return _load(model, state, *_placement("text_encoder", device_map, dtype_map))
 

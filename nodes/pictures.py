@@ -18,11 +18,11 @@ def encode(stage, movq, image, width, height):
         return rearrange(finite(latents, "The MoVQ"), "f c h w -> 1 c f h w")
 
 
-def decode(stage, decode, samples, tile_size=0):
-    """Samples `[1, 4, F, h, w]` as the host's IMAGE by `decode`, a MoVQ's method, with progress in the log."""
+def decode(stage, decoder, samples, tile_size=0):
+    """Samples `[1, 4, F, h, w]` as the host's IMAGE by `decoder`, a MoVQ's method, with progress in the log."""
     frames = rearrange(samples, "1 c f h w -> f c h w")
     with progress.measured(stage):
-        return to_images(progress.progress(decode(frames, tile_size // 8), len(frames), stage))
+        return to_images(progress.progress(decoder(frames, tile_size // 8), len(frames), stage))
 
 
 def show(stage, samples, movq):
@@ -32,8 +32,7 @@ def show(stage, samples, movq):
     frames = rearrange(samples, "1 c f h w -> f c h w")
     tiny = max(frames.shape[-2:]) <= TINY_SIDE
     colours = latent_rgb.to_rgb(frames.float(), *(latent_rgb.TINY if tiny else latent_rgb.PUBLISHED))
-    small = images.to_bytes(colours).float().cpu() / 255
-    return small.repeat_interleave(sheets.CELL, 1).repeat_interleave(sheets.CELL, 2)
+    return sheets.enlarged(images.to_bytes(colours).float().cpu() / 255)
 
 
 def to_picture(image):

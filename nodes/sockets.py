@@ -17,29 +17,9 @@ VideoMoVQ = io.Custom("KV_VIDEO_MOVQ")
 Drawn = io.Custom("CURVE")  # the host's own, as a socket without its widget
 FrameConditions = io.Custom("KV_FRAME_CONDITIONS")  # a tuple of kv_core.sampling.frames.FrameCondition
 Curves = io.Custom("KV_CURVES")  # a tuple of kv_core.sampling.curves.ParameterCurve
-
-
-@io.comfytype(io_type="KV_FRAME_LATENT")
-class FrameLatent(io.ComfyTypeIO):
-    """One image: samples `[1, 4, 1, h, w]`."""
-
-    Type = dict
-
-
-@io.comfytype(io_type="KV_KEYFRAME_LATENT")
-class KeyframeLatent(io.ComfyTypeIO):
-    """Keyframes: samples `[1, 4, F, h, w]`."""
-
-    Type = dict
-
-
-@io.comfytype(io_type="KV_VIDEO_LATENT")
-class VideoLatent(io.ComfyTypeIO):
-    """Interpolated frames: samples `[1, 4, 4F-3, h, w]`."""
-
-    Type = dict
-
-
+FrameLatent = io.Custom("KV_FRAME_LATENT")  # one image: samples [1, 4, 1, h, w]
+KeyframeLatent = io.Custom("KV_KEYFRAME_LATENT")  # keyframes: samples [1, 4, F, h, w]
+VideoLatent = io.Custom("KV_VIDEO_LATENT")  # interpolated frames: samples [1, 4, 4F - 3, h, w]
 LATENTS = {"frame": FrameLatent, "keyframes": KeyframeLatent, "video": VideoLatent}
 
 # An output whose kind a widget chooses; the node behind it checks what really came.

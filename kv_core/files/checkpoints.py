@@ -47,8 +47,8 @@ HEADER_LIMIT = 8_000_000
 class Checkpoint:
     """A recognised, complete file.
 
-    `part` is a key of PART_NAMES, `config` the keyword sizes of its class, `metadata` the file's own, and
-    `null_embedding` a U-Net's unconditional token `(d,)` where the file has one.
+    `part` is a key of PART_NAMES, `config` the keyword sizes of its class, `metadata` the file's own, `tensors` those
+    under their published names, mapped from the disk, and `null_embedding` a U-Net's token `(d,)` where there is one.
     """
 
     path: Path
@@ -57,10 +57,6 @@ class Checkpoint:
     metadata: dict[str, str]
     null_embedding: torch.Tensor | None
     tensors: dict[str, torch.Tensor]
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The tensors under their published names, mapped from the disk: they take no memory until they are used."""
-        return dict(self.tensors)
 
 
 def open_checkpoint(path: str | Path, expect: str | tuple[str, ...] | None = None) -> Checkpoint:

@@ -52,7 +52,7 @@ def convert(
         raise CheckpointError(f"{target} already exists; delete it or choose another name.")
     if not target.parent.is_dir():
         raise CheckpointError(f"{target.parent} is not a folder; create it first.")
-    tensors = checkpoint.state_dict()
+    tensors = dict(checkpoint.tensors)
     if checkpoint.null_embedding is not None:
         tensors["null_embedding"] = checkpoint.null_embedding
     metadata = {METADATA_KEY: json.dumps({"part": checkpoint.part, "config": checkpoint.config})}

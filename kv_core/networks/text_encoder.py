@@ -106,18 +106,8 @@ class Projection(nn.Sequential):
 class TextModel(nn.Module):
     """The encoder (`encoder_config`: TextEncoder's sizes) with its named projections to `context_dim`."""
 
-    def __init__(
-        self,
-        encoder_config,
-        context_dim=4096,
-        projections=(BASE, INTERPOLATION),
-        *,
-        operations,
-        dtype=None,
-        device=None,
-    ):
+    def __init__(self, encoder_config, context_dim=4096, projections=(BASE, INTERPOLATION), **factory):
         super().__init__()
-        factory = {"operations": operations, "dtype": dtype, "device": device}
         self.text_encoder = TextEncoder(**encoder_config, **factory)
         d_model = self.text_encoder.shared.embedding_dim
         self.projections = nn.ModuleDict({name: Projection(d_model, context_dim, **factory) for name in projections})

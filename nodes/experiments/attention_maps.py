@@ -66,19 +66,18 @@ class AttentionMaps(io.ComfyNode):
                 f"Attention Maps: this U-Net has no attention to the text at level {level}, only at "
                 f"{', '.join(map(str, maps))}: choose one of these."
             )
-        chosen = [enlarged(one, frames.shape) for number, one in maps.items() if level in ("all", str(number))]
+        height, width = frames.shape[3:]
+        chosen = [
+            sheets.enlarged(one, height // one.shape[1], width // one.shape[2])
+            for number, one in maps.items()
+            if level in ("all", str(number))
+        ]
         words = by_word(torch.stack(chosen).mean(0), positive)
         shown = pictures.show("Attention Maps", frames, movq)
         titles = [f"{word} {100 * weights.mean():.0f}%" for word, weights in words]
         rows = torch.stack([overlaid(shown, weights) for _, weights in words])
         columns = list(map(str, range(len(shown))))
         return io.NodeOutput(sheets.table_sheet(torch.cat([shown[None], rows]), ["", *titles], columns)[None])
-
-
-def enlarged(maps, shape):
-    """Maps `[t, h, w, tokens]` of a level at the width and height of the latent of this shape."""
-    times = shape[3] // maps.shape[1], shape[4] // maps.shape[2]
-    return maps.repeat_interleave(times[0], 1).repeat_interleave(times[1], 2)
 
 
 def by_word(maps, positive):

@@ -94,7 +94,7 @@ def movq_patcher(path, part, weight_dtype="default", disable_dynamic=False):
     layers = weights.operations(stored, compute, device, _exact_attention)
     network = MoVQNetwork(**checkpoint.config, operations=layers, dtype=stored, device="meta")
     network.ch = checkpoint.config["ch"]
-    weights.load(network, checkpoint.state_dict(), stored)
+    weights.load(network, checkpoint.tensors, stored)
     patcher = patch_network(network, compute, device, comfy.model_management.vae_offload_device(), disable_dynamic)
     patcher.cached_patcher_init = (movq_patcher, (path, part, weight_dtype))
     return patcher

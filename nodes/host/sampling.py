@@ -10,13 +10,13 @@ from .guiders import Guided
 from .progress import Preview
 
 
-def run(guided: Guided, settings: Run, noise=None) -> torch.Tensor:
+def run(guided: Guided, settings: Run) -> torch.Tensor:
     """Samples a stage; returns all its frames `[1, 4, F, h, w]` in float32 on the host's intermediate device.
 
-    Without a sampler or sigmas of the host these are the published ones. noise: other than that of the seed, with
-    `initial(shape)`, `step(index, sample)` and `seed`. Raises ValueError where the result is not finite.
+    Without a sampler or sigmas of the host these are the published ones. Raises ValueError where the result is not
+    finite.
     """
-    guider, latent, noise = guided.guider, guided.latent, noise or settings.noise
+    guider, latent, noise = guided.guider, guided.latent, settings.noise
     sigmas = settings.sigmas
     if sigmas is None:
         sigmas = ddpm.schedule(guider.model_patcher, guided.spacing, settings.steps, settings.denoise, guided.stage)
@@ -29,7 +29,7 @@ def run(guided: Guided, settings: Run, noise=None) -> torch.Tensor:
             denoise_mask=latent.get("noise_mask"),
             callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=noise.seed,
+            seed=settings.seed,
         )
     if not torch.isfinite(samples).all():
         raise ValueError(

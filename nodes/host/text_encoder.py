@@ -85,8 +85,8 @@ def text_encoder_patcher(path, projections_path, weight_dtype="default", disable
         device="meta",
     )
     network.stored = stored
-    weights.load(network.text_encoder, encoder.state_dict(), stored)
-    weights.load(network.projections, projections.state_dict(), stored)
+    weights.load(network.text_encoder, encoder.tensors, stored)
+    weights.load(network.projections, projections.tensors, stored)
     patcher = patch_network(
         network, torch.float32, device, comfy.model_management.text_encoder_offload_device(), disable_dynamic
     )

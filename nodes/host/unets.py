@@ -295,7 +295,7 @@ def load_unet(path, weight_dtype="default", disable_dynamic=False):
     `weight_dtype`: a name from weights.WEIGHT_DTYPES; "default" leaves it to the host. Raises ValueError.
     """
     checkpoint = files.open_checkpoint(path, expect=tuple(MODELS))
-    state_dict = checkpoint.state_dict()
+    state_dict = checkpoint.tensors
     model_class = MODELS[checkpoint.part]
     load_device = comfy.model_management.get_torch_device()
     config = model_class.config(checkpoint.config)

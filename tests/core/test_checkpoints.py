@@ -17,7 +17,7 @@ from tests.support.small_files import ENCODER, FILE_NAMES, model, refusal
 def test_published_layouts(published, part):
     checkpoint = open_checkpoint(published / FILE_NAMES[part], expect=part)
     expected = model(part).state_dict()
-    tensors = checkpoint.state_dict()
+    tensors = checkpoint.tensors
     assert checkpoint.part == part and tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     if part.endswith("_unet"):
@@ -44,7 +44,7 @@ def test_files_of_other_programs(tmp_path):
 def test_trainable_parameters(tmp_path):
     trainable = {name: torch.nn.Parameter(tensor) for name, tensor in model("projections").state_dict().items()}
     torch.save(trainable, tmp_path / "p.pt")
-    tensors = open_checkpoint(tmp_path / "p.pt").state_dict()
+    tensors = open_checkpoint(tmp_path / "p.pt").tensors
     assert not any(tensor.requires_grad or isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values())
 
 

@@ -45,7 +45,7 @@ def test_conversion(published, tmp_path, part, dtype):
     stored = load_file(file)
     size = sum(tensor.nbytes for tensor in stored.values())
     assert progress == sorted(progress) and len(progress) == len(stored) and progress[-1] == (size, size)
-    for name, tensor in source.state_dict().items():
+    for name, tensor in source.tensors.items():
         kept = dtype is None or (
             dtype == "float8_e4m3fn"
             and (tensor.dim() < 2 or "embeddings" in name or "shared" in name or "_bias" in name)
@@ -104,7 +104,7 @@ def test_files_are_mapped_and_streamed(tmp_path):
     torch.save(load_file(source), tmp_path / "projections.pt")  # 104 MiB each
     for file in (source, tmp_path / "projections.pt"):
         target, memory = tmp_path / f"half of {file.name}.safetensors", [anonymous_memory()]
-        assert sum(tensor.sum() for tensor in open_checkpoint(file).state_dict().values()) > 0
+        assert sum(tensor.sum() for tensor in open_checkpoint(file).tensors.values()) > 0
         convert(file, target, torch.float16, lambda *_, memory=memory: memory.append(anonymous_memory()))
         assert max(memory) - memory[0] < 40
         assert target.stat().st_size < source.stat().st_size * 0.51
@@ -126,8 +126,8 @@ def test_values_that_do_not_fit(tmp_path):
 def test_back_from_eight_bit(published, tmp_path):
     convert(published / "movq.pt", tmp_path / "8.safetensors", torch.float8_e4m3fn)
     convert(tmp_path / "8.safetensors", tmp_path / "32.safetensors", torch.float32)
-    tensors = open_checkpoint(tmp_path / "32.safetensors").state_dict()
-    expected = open_checkpoint(published / "movq.pt").state_dict()
+    tensors = open_checkpoint(tmp_path / "32.safetensors").tensors
+    expected = open_checkpoint(published / "movq.pt").tensors
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert all(torch.allclose(tensors[name], expected[name], rtol=0.07, atol=0.002) for name in expected)
 

@@ -1,6 +1,7 @@
 """The goldens' weights as files, the parts the pack's loaders make of them, and its stages with the goldens' inputs."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ class GoldenNoise:
         return self._augmentation.reshape(shape)
 
 
+@dataclass(frozen=True, eq=False)
+class GoldenRun(Run):
+    """A run with noise other than that of its seed."""
+
+    given: object = None
+
+    @property
+    def noise(self):
+        return self.given
+
+
 def frames_first(tensor):
     return rearrange(tensor, "f c h w -> 1 c f h w")
 
@@ -159,11 +171,11 @@ class Stages:
     def _split(self, settings, changes):
         """Changed settings of a stage, and what is left of the changes, for its run."""
         settings = settings | {name: value for name, value in changes.items() if name not in NOT_OF_STAGES}
-        return settings, Run(**{name: changes[name] for name in changes.keys() & RUN})
+        return settings, {name: changes[name] for name in changes.keys() & RUN}
 
     def _run(self, guided, run, noise):
         with torch.inference_mode():
-            return self.sampling.run(guided, run, noise)
+            return self.sampling.run(guided, GoldenRun(**run, given=noise))
 
 
 @pytest.fixture(scope="module")
