@@ -104,7 +104,7 @@ class Projection(nn.Sequential):
 
 
 class TextModel(nn.Module):
-    """The encoder (`encoder_config`: TextEncoder's sizes) with its named projections to `context_dim`."""
+    """The encoder (`encoder_config`: its sizes) with its projections; factory: operations, dtype and device of both."""
 
     def __init__(self, encoder_config, context_dim=4096, projections=(BASE, INTERPOLATION), **factory):
         super().__init__()

@@ -19,9 +19,7 @@ def fit(image, width, height):
 
 
 def _to_rgb(image):
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits, in some versions of Pillow as 32: it would clip them to 8 instead of scaling
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 instead of scaling
         image = Image.fromarray((numpy.asarray(image, dtype=numpy.int64) >> 8).clip(0, 255).astype(numpy.uint8))
     return image.convert("RGB")
 

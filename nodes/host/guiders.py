@@ -129,12 +129,13 @@ class ThreeBranchGuider(Guider):
         conds = [self.conds[name] if keep or _any(weight) else None for name, weight in weights.items()]
         out = self.predictions(conds, text, x, timestep, model_options)
         point = self.point(text, x, timestep, model_options)
+        denoised = diffusion.guide_three(*out, text, image)
+        if not replaced and not after:
+            return denoised
         # The host's functions know guidance as u + text (c - u): these two give the same sum.
         c, u = (diffusion.guide_three(*out, end, image) for end in (1, 0))
         point |= {"cond_denoised": c, "uncond_denoised": u}
-        if replaced is None:
-            denoised = diffusion.guide_three(*out, text, image)
-        else:
+        if replaced:
             given = {"cond": x - c, "uncond": x - u, "input_cond": conds[0], "input_uncond": conds[2]}
             denoised = x - replaced(point | given)
         for function in after or ():
