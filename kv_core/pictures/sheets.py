@@ -20,9 +20,9 @@ def heat(values):
     return (3 * values[..., None] - torch.arange(3.0)).clamp(0, 1)
 
 
-def enlarged(maps, down=CELL, across=CELL):
-    """Maps `[n, h, w, ...]`, every pixel as often: `[n, down h, across w, ...]`, by default the size of the picture."""
-    return repeat(maps, "n h w ... -> n (h y) (w x) ...", y=down, x=across)
+def enlarged(maps, times=CELL):
+    """Maps `[n, h, w, ...]`, every pixel a square of `times`, by default the size of the picture."""
+    return repeat(maps, "n h w ... -> n (h y) (w x) ...", y=times, x=times)
 
 
 def contact_sheet(frames, columns, numbers=True):

@@ -66,12 +66,8 @@ class AttentionMaps(io.ComfyNode):
                 f"Attention Maps: this U-Net has no attention to the text at level {level}, only at "
                 f"{', '.join(map(str, maps))}: choose one of these."
             )
-        height, width = frames.shape[3:]
-        chosen = [
-            sheets.enlarged(one, height // one.shape[1], width // one.shape[2])
-            for number, one in maps.items()
-            if level in ("all", str(number))
-        ]
+        chosen = [one for number, one in maps.items() if level in ("all", str(number))]
+        chosen = [sheets.enlarged(one, frames.shape[3] // one.shape[1]) for one in chosen]
         words = by_word(torch.stack(chosen).mean(0), positive)
         shown = pictures.show("Attention Maps", frames, movq)
         titles = [f"{word} {100 * weights.mean():.0f}%" for word, weights in words]

@@ -43,5 +43,7 @@ def test_points_of_a_curve_rise(points):
 
 def test_settings_that_hold_frames_can_be_compared():
     frames = torch.zeros(1, 4, 2, 8, 8)
-    settings = Keyframes(2, init_video=frames, conditions=(FrameCondition(frames, 0, show=True, hold=False),))
+    one, other = (FrameCondition(frames, 0, show=True, hold=False) for _ in range(2))
+    settings = Keyframes(2, init_video=frames, conditions=(one,))
+    assert one == one != other
     assert settings == settings and settings != Keyframes(2, init_video=frames)

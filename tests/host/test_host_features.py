@@ -217,7 +217,7 @@ def test_a_function_in_the_place_of_guidance(stages, keyframe_model, calls):
         assert not torch.allclose(stages.keyframes(rescaled, **settings), expected, atol=1e-2)
 
 
-def test_functions_around_guidance_are_told_what_they_need(stages, keyframe_model):
+def test_functions_around_guidance_are_told_what_they_need(stages, keyframe_model, calls):
     """Those behind guidance can make it again from two predictions; that in its place knows the prompts as well."""
 
     def again(args):
@@ -239,6 +239,7 @@ def test_functions_around_guidance_are_told_what_they_need(stages, keyframe_mode
     for patched in (behind, instead):
         torch.testing.assert_close(stages.keyframes(patched, **settings), expected, atol=1e-4, rtol=0)
     assert seen == [True] * 4
+    assert [shape[0] for shape in calls] == [2, 2, 3, 3, 3, 3], "a branch without weight is part of what they get"
 
 
 def test_a_function_in_the_place_of_the_models_calls(stages, keyframe_model):
